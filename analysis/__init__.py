@@ -1,0 +1,1 @@
+"""Tracked runs -> data frames -> tables."""

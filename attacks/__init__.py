@@ -1,0 +1,24 @@
+"""Attacks on image classifiers, and what is measured of them.
+
+An attack is a function ``attack(model, x, y, *, …) -> AttackResult``: `model` is any `nn.Module` that
+returns logits, `x` float32 images in [0, 1] of shape (n, channels, height, width), `y` the labels of
+shape (n,), int64. `attacks.art` runs them through the Adversarial Robustness Toolbox.
+"""
+
+from attacks.examples import AdversarialExamples, load_examples, save_examples
+from attacks.metrics import per_image_record, summarise, wilson_interval
+from attacks.result import AttackResult
+from attacks.selection import Selection, choose_targets, select_correct
+
+__all__ = [
+    "AdversarialExamples",
+    "AttackResult",
+    "Selection",
+    "choose_targets",
+    "load_examples",
+    "per_image_record",
+    "save_examples",
+    "select_correct",
+    "summarise",
+    "wilson_interval",
+]

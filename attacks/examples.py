@@ -1,0 +1,58 @@
+"""Adversarial examples on disk: one safetensors file, readable without running anything in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_TENSORS = ("x_adv", "indices", "labels")
+
+
+@dataclass(frozen=True)
+class AdversarialExamples:
+    """Adversarial images and where they come from.
+
+    Attributes:
+        x_adv: (n, channels, height, width), float32 in [0, 1].
+        indices: positions of their clean images in the test split, (n,).
+        labels: true labels, (n,).
+        perturbation: the universal perturbation (channels, height, width), where there is one.
+        metadata: the source in words: data, data_digest, model, bits, attack, …
+    """
+
+    x_adv: Tensor
+    indices: Tensor
+    labels: Tensor
+    metadata: dict[str, str]
+    perturbation: Tensor | None = None
+
+
+def save_examples(path: Path, examples: AdversarialExamples) -> None:
+    """Write one safetensors file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: getattr(examples, name).cpu().contiguous() for name in _TENSORS}
+    if examples.perturbation is not None:
+        tensors["perturbation"] = examples.perturbation.cpu().contiguous()
+    save_file(tensors, path, metadata=examples.metadata)
+
+
+def load_examples(path: Path) -> AdversarialExamples:
+    """Read a file of `save_examples`.
+
+    Raises:
+        ValueError: absent, cut short, not such a file, or its tensors do not fit together.
+    """
+    try:
+        with safe_open(path, framework="pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in _TENSORS}
+            perturbation = stored.get_tensor("perturbation") if "perturbation" in stored.keys() else None
+            metadata = dict(stored.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} holds no stored adversarial examples, or is damaged ({error})") from error
+    if tensors["x_adv"].ndim != 4 or len({len(tensor) for tensor in tensors.values()}) != 1:
+        raise ValueError(f"{path} is damaged: its images, indices and labels do not fit together")
+    return AdversarialExamples(**tensors, metadata=metadata, perturbation=perturbation)

@@ -1,0 +1,69 @@
+"""Ranges of the attacks' hyper-parameters: a name means the same in every attack."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_UNIT = "a number in [0, 1]"
+_SHARE = "a number in (0, 1]"
+_POSITIVE = "a number above 0"
+_NOT_NEGATIVE = "a number of at least 0"
+_COUNT = "a whole number of at least 1"
+_SCALE_IN_0_1 = "a number in (0, 1)"
+
+_HOLDS: dict[str, Callable[[Any], bool]] = {
+    _UNIT: lambda v: 0 <= v <= 1,
+    _SHARE: lambda v: 0 < v <= 1,
+    _POSITIVE: lambda v: v > 0,
+    _NOT_NEGATIVE: lambda v: v >= 0,
+    _COUNT: lambda v: v >= 1 and int(v) == v,
+    _SCALE_IN_0_1: lambda v: 0 < v < 1,
+}
+
+RANGES = {
+    "eps": _UNIT,
+    "attacker_eps": _UNIT,
+    "theta": _SHARE,
+    "gamma": _SHARE,
+    "confidence": _NOT_NEGATIVE,
+    "learning_rate": _POSITIVE,
+    "initial_const": _POSITIVE,
+    "binary_search_steps": _COUNT,
+    "max_halving": _COUNT,
+    "max_doubling": _COUNT,
+    "max_iter": _COUNT,
+    "delta": _SCALE_IN_0_1,
+    "epsilon": _SCALE_IN_0_1,
+    "step_adapt": _SCALE_IN_0_1,
+    "num_trial": _COUNT,
+    "sample_size": _COUNT,
+    "init_size": _COUNT,
+    "min_epsilon": _NOT_NEGATIVE,
+}
+
+
+def check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Check each named hyper-parameter against its range.
+
+    Raises:
+        ValueError: says the name, the value and the range.
+    """
+    for name, value in parameters.items():
+        wanted = RANGES.get(name)
+        if wanted is None:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not _HOLDS[wanted](value):
+            raise ValueError(f"attack.{name}={value} is out of range: it must be {wanted}")
+
+
+def accepted_parameters(attack: Callable[..., Any]) -> dict[str, bool]:
+    """Keyword parameters of an attack function, each with whether it must be given."""
+    return {
+        name: parameter.default is inspect.Parameter.empty
+        for name, parameter in inspect.signature(attack).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }

@@ -1,0 +1,158 @@
+"""Attack networks: ``python -m pipelines.attack -m model=mnist_a bits=FP,1 attack=fgsm,cw seed=0,1``.
+
+The network is trained first if the tracking store has none like it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from attacks import (
+    AdversarialExamples,
+    AttackResult,
+    choose_targets,
+    per_image_record,
+    save_examples,
+    select_correct,
+    summarise,
+)
+from attacks.parameters import accepted_parameters
+from pipelines import networks, settings, train
+from pipelines.errors import InputError
+from pipelines.pictures import save_grid, triptych
+from pipelines.progress import note
+from pipelines.tracking import Tracker
+from qnn.layers import freeze
+from qnn.training import predict
+
+KIND = "attack"
+EXAMPLES = "examples/adversarial.safetensors"
+TABLE = "per_image.json"
+GRID = "images.png"
+
+
+def check(cfg: DictConfig) -> None:
+    train.check(cfg)
+    settings.attack_parameters(cfg)
+    if not isinstance(cfg.n, int) or cfg.n < 1:
+        raise InputError(f"n={cfg.n} is out of range: it must be a whole number of at least 1")
+    if not isinstance(cfg.seed, int):
+        raise InputError(f"seed={cfg.seed} must be a whole number")
+    classes = len(settings.load_data(cfg).class_names)
+    target = cfg.attack.get("target")
+    try:
+        choose_targets(target, torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64), seed=0)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if cfg.network is not None:
+        networks.network_fingerprint(cfg, settings.load_data(cfg))
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    return {
+        "kind": "attack",
+        "network": networks.network_fingerprint(cfg, settings.load_data(cfg)),
+        "data": settings.load_data(cfg).digest,
+        "attack": cfg.attack.name,
+        "variant": cfg.attack.variant,
+        "backend": cfg.backend,
+        "parameters": settings.attack_parameters(cfg),
+        "target": cfg.attack.get("target"),
+        "n": cfg.n,
+        "seed": cfg.seed,
+    }
+
+
+def label(cfg: DictConfig) -> str:
+    return f"{cfg.attack.name} on {train.network_name(cfg)}, seed {cfg.seed}"
+
+
+def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> str:
+    """Attack one network and track it: figures, per-image table, pictures, adversarial examples."""
+    data = settings.load_data(cfg)
+    source = networks.obtain(cfg, data, tracker, parent)
+    device = settings.device(cfg)
+    net = freeze(source.net).to(device)
+    note("choosing images")
+    selection = select_correct(
+        lambda images: predict(net, images.to(device)), data.test.pixels, data.test.labels, n=cfg.n, seed=cfg.seed
+    )
+    x, y = data.test.pixels(selection.indices).to(device), selection.labels.to(device)
+    clean_logits = predict(net, x)
+    targets = choose_targets(cfg.attack.get("target"), clean_logits, y, seed=cfg.seed)
+    params = {**train.parameters(cfg, data), **_parameters(cfg), "network": source.description["fingerprint"]}
+    about = f"{cfg.attack.name} ({cfg.attack.variant}) against {train.network_name(cfg)} on {len(selection)} images of {data.name}."
+    with tracker.leaf(
+        label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=about
+    ) as run_id:
+        tracker.log_inputs(run_id, data, context="attack", model_id=source.model_id)
+        if source.run_id:
+            tracker.set_tags(run_id, {"source_run_id": source.run_id})
+        note(f"attacking {len(selection)} images")
+        started = time.perf_counter()
+        result = _attack(cfg, net, x, y, targets)
+        seconds = time.perf_counter() - started
+        record = per_image_record(
+            selection.indices.to(device), y, x, result.x_adv, clean_logits, predict(net, result.x_adv), targets
+        )
+        figures = {
+            **summarise(record),
+            **result.extra,
+            "clean_accuracy": source.description["test_accuracy"],
+            "forwards_per_image": result.forwards / len(selection),
+            "backwards_per_image": result.backwards / len(selection),
+            "seconds": seconds,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            note("logging")
+            shown = slice(cfg.tracking.image_rows)
+            OmegaConf.save(cfg, Path(folder) / "config.yaml", resolve=True)
+            save_grid(Path(folder) / GRID, x[shown], result.x_adv[shown], record[shown], data.class_names)
+            source_facts = {k: str(v) for k, v in {**params, "data_digest": data.digest, "run_id": run_id}.items()}
+            save_examples(
+                Path(folder) / EXAMPLES,
+                AdversarialExamples(result.x_adv, selection.indices, selection.labels, source_facts, result.perturbation),
+            )
+            tracker.log_folder(run_id, Path(folder))
+        tracker.log_table(run_id, record, TABLE)
+        for step, (clean, adversarial) in enumerate(zip(x[shown], result.x_adv[shown], strict=True)):
+            tracker.log_image(run_id, triptych(clean, adversarial), key="clean_adversarial_difference", step=step)
+        tracker.log_metrics(run_id, figures)
+    return run_id
+
+
+def _attack(cfg: DictConfig, net: torch.nn.Module, x: Tensor, y: Tensor, targets: Tensor | None) -> AttackResult:
+    attack = settings.attack_function(cfg)
+    accepted = accepted_parameters(attack)
+    extras = {"seed": cfg.seed, "targets": targets}
+    result = attack(net, x, y, **settings.attack_parameters(cfg), **{k: v for k, v in extras.items() if k in accepted})
+    x_adv = result.x_adv
+    if x_adv.shape != x.shape or not bool(((x_adv >= 0) & (x_adv <= 1)).all()):
+        raise RuntimeError(f"{cfg.attack.function} returned images of another shape or outside [0, 1]")
+    return result
+
+
+def _parameters(cfg: DictConfig) -> dict[str, Any]:
+    return {
+        "attack": cfg.attack.name,
+        "variant": cfg.attack.variant,
+        "backend": cfg.backend,
+        "seed": cfg.seed,
+        "n_requested": cfg.n,
+        "attack.target": cfg.attack.get("target"),
+        **{f"attack.{name}": value for name, value in settings.attack_parameters(cfg).items()},
+    }
+
+
+if __name__ == "__main__":
+    from pipelines.cli import launch
+
+    sys.exit(launch("attack"))

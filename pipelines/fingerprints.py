@@ -1,0 +1,40 @@
+"""Fingerprints: hashes of what determines an outcome, and of nothing else.
+
+Paths, devices, thread counts and logging are left out; the data set enters by its digest. A cell whose
+fingerprint is tagged complete in the tracking store is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from qnn.precision import Precision
+
+FORMAT = 1
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """16 hex digits of the SHA-256 of a JSON value, independent of key order."""
+    canonical = json.dumps({"format": FORMAT, **identity}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def network_identity(cfg: DictConfig, data_digest: str) -> dict[str, Any]:
+    """What determines a trained network."""
+    return {
+        "kind": "network",
+        "data": {"name": cfg.data.name, "digest": data_digest},
+        "model": plain(cfg.model.net),
+        "quantizer": cfg.quantizer.name,
+        "bits": str(Precision.parse(cfg.bits)),
+        "training": plain(cfg.training),
+    }
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A config node as resolved plain values."""
+    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]

@@ -1,0 +1,94 @@
+"""Networks for the pipelines: trained once whoever asks first, or loaded from where they are stored."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from pipelines import settings, train
+from pipelines.cells import open_tracker, process
+from pipelines.errors import InputError
+from pipelines.fingerprints import fingerprint, network_identity, plain
+from pipelines.tracking import Tracker
+from qnn.checkpoint import CheckpointError, load_weights, read_description
+from qnn.data import ImageData
+from qnn.precision import Precision
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network, where it comes from, and what its description says."""
+
+    net: nn.Module
+    description: dict[str, Any]
+    run_id: str | None
+    model_id: str | None
+
+
+def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | None) -> Network:
+    """The network of a config: the stored one it names, or the one its settings describe, trained if need be."""
+    if cfg.network is not None:
+        folder, run_id = locate(cfg, tracker)
+    else:
+        # `force` redoes the cell that was asked for, not the network it needs
+        run_id = process(train, _without_force(cfg), tracker, parent).run.info.run_id
+        folder = tracker.download(run_id, train.ARTIFACT)
+    described = matching_description(cfg, folder)
+    try:
+        net = load_weights(settings.build_network(cfg, data), folder).eval()
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
+    return Network(net, described, run_id, tracker.model_id(run_id) if run_id else None)
+
+
+def network_fingerprint(cfg: DictConfig, data: ImageData) -> str:
+    """The fingerprint of the network `obtain` would return, without training it."""
+    if cfg.network is None:
+        return fingerprint(network_identity(cfg, data.digest))
+    folder, _ = locate(cfg, None)
+    return str(matching_description(cfg, folder)["fingerprint"])
+
+
+def locate(cfg: DictConfig, tracker: Tracker | None) -> tuple[Path, str | None]:
+    """The folder of the stored network `cfg.network` names, and its run id if it is one."""
+    named = str(cfg.network)
+    if _RUN_ID.fullmatch(named):
+        return (tracker or open_tracker(cfg)).download(named, train.ARTIFACT), named
+    folder = Path(named)
+    if not folder.is_dir():
+        raise InputError(f"network={named} is neither a folder with a stored network nor an MLflow run id")
+    return folder, None
+
+
+def matching_description(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+    """The description of a stored network, which must be the network the config asks for.
+
+    Raises:
+        InputError: it is another one; says which.
+    """
+    try:
+        described = read_description(folder)
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
+    asked = {"net": plain(cfg.model.net), "quantizer": cfg.quantizer.name, "bits": str(Precision.parse(cfg.bits))}
+    stored = {name: described.get(name) for name in asked}
+    if asked != stored:
+        raise InputError(
+            f"the network stored in {folder} is model={described.get('model')} bits={described.get('bits')}"
+            f" quantizer={described.get('quantizer')}, not model={cfg.model.name} bits={cfg.bits}"
+            f" quantizer={cfg.quantizer.name}: ask for what is stored"
+        )
+    return described
+
+
+def _without_force(cfg: DictConfig) -> DictConfig:
+    relaxed = cfg.copy()
+    relaxed.force = False
+    return relaxed

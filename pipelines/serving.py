@@ -1,0 +1,25 @@
+"""A stored network as an MLflow model: images in, logits out (MLflow loads this file, nothing is unpickled)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import torch
+
+from qnn.checkpoint import rebuild
+from qnn.training import predict
+
+
+class StoredNetwork(mlflow.pyfunc.PythonModel):
+    """Takes float32 images (n, channels, height, width) in [0, 1], returns logits (n, classes)."""
+
+    def load_context(self, context) -> None:
+        self.net = rebuild(Path(context.artifacts["network"]))
+
+    def predict(self, context, model_input: np.ndarray, params=None) -> np.ndarray:
+        return predict(self.net, torch.from_numpy(np.asarray(model_input, dtype=np.float32))).numpy()
+
+
+mlflow.models.set_model(StoredNetwork())

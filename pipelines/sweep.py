@@ -1,0 +1,245 @@
+"""Sweeps: every cell checked before the first one runs, progress as they run, a summary at the end.
+
+The launching process writes a plan to ``WORK/sweeps/ID/plan.json`` and names that folder in the
+environment; each job, in this process or another, writes its outcome beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from mlflow.entities import RunStatus
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from pipelines.cells import Pipeline, open_tracker, process
+from pipelines.errors import InputError
+from pipelines.fingerprints import fingerprint
+from pipelines.progress import duration, live, say
+from pipelines.settings import one_line, work_folder
+from pipelines.tracking import Tracker
+
+SWEEP_FOLDER = "QNN_SWEEP_FOLDER"
+MAX_REPORTED = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A planned cell; `group` is what cells of similar duration share."""
+
+    key: str
+    label: str
+    group: str
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: ``done``, ``complete`` (was so before) or ``failed``."""
+
+    status: str
+    seconds: float = 0.0
+    reason: str = ""
+
+
+class Sweep:
+    """A plan on disk and the outcomes beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        plan = json.loads((folder / "plan.json").read_text())
+        self.parent: str | None = plan["parent"]
+        self.started: float = plan["started"]
+        self.cells = [Cell(**cell) for cell in plan["cells"]]
+
+    @classmethod
+    def write(cls, folder: Path, parent: str | None, cells: list[Cell]) -> Sweep:
+        folder.mkdir(parents=True)
+        plan = {"parent": parent, "started": time.time(), "cells": [asdict(cell) for cell in cells]}
+        (folder / "plan.json").write_text(json.dumps(plan, indent=1))
+        return cls(folder)
+
+    def record(self, key: str, outcome: Outcome) -> None:
+        scratch = self.folder / f"{key}.{os.getpid()}.tmp"
+        scratch.write_text(json.dumps(asdict(outcome)))
+        scratch.replace(self.folder / f"{key}.json")
+
+    def outcomes(self) -> dict[str, Outcome]:
+        found = {cell.key: Outcome("complete") for cell in self.cells if cell.complete}
+        for cell in self.cells:
+            path = self.folder / f"{cell.key}.json"
+            if path.is_file():
+                found[cell.key] = Outcome(**json.loads(path.read_text()))
+        return found
+
+    def position(self, key: str) -> str:
+        number = next(i for i, cell in enumerate(self.cells, 1) if cell.key == key)
+        return f"[{number:>{len(str(len(self.cells)))}}/{len(self.cells)}]"
+
+    def elapsed_and_left(self, jobs: int) -> str:
+        """As in ``elapsed 1:20, about 3:10 left``: what is left is judged by the finished cells of its group."""
+        outcomes = self.outcomes()
+        spent: dict[str, list[float]] = {}
+        for cell in self.cells:
+            outcome = outcomes.get(cell.key)
+            if outcome is not None and outcome.status == "done":
+                spent.setdefault(cell.group, []).append(outcome.seconds)
+        everything = [seconds for group in spent.values() for seconds in group]
+        elapsed = f"elapsed {duration(time.time() - self.started)}"
+        if not everything:
+            return elapsed
+        means = {group: sum(seconds) / len(seconds) for group, seconds in spent.items()}
+        overall = sum(everything) / len(everything)
+        left = sum(means.get(cell.group, overall) for cell in self.cells if cell.key not in outcomes) / max(1, jobs)
+        return f"{elapsed}, about {duration(left)} left"
+
+
+def run_job(pipeline: Pipeline, cfg: DictConfig, folder: Path, jobs: int) -> None:
+    """One job of a sweep: a failure is written down and does not stop the others."""
+    sweep = Sweep(folder)
+    key = fingerprint(pipeline.identity(cfg))
+    if any(cell.key == key and cell.complete for cell in sweep.cells):
+        return
+    where = f"{sweep.position(key)} {pipeline.label(cfg)}"
+    with live(f"{where} · {sweep.elapsed_and_left(jobs)} ·", enabled=jobs == 1):
+        started = time.perf_counter()
+        try:
+            done = process(pipeline, cfg, open_tracker(cfg), sweep.parent)
+            outcome = Outcome("complete" if done.was_complete else "done", done.seconds)
+            figures = _headline(done.run.data.metrics)
+        except Exception as error:
+            if not isinstance(error, InputError):
+                traceback.print_exc()
+            outcome = Outcome("failed", time.perf_counter() - started, one_line(error) or type(error).__name__)
+            figures = f"FAILED: {outcome.reason}"
+        sweep.record(key, outcome)
+        say(f"{where}: {figures} ({outcome.seconds:.1f} s; {sweep.elapsed_and_left(jobs)})")
+
+
+def _headline(metrics: dict[str, float]) -> str:
+    if "adversarial_accuracy" in metrics:
+        l2 = f", L2 {metrics['l2']:.3f}" if "l2" in metrics else ""
+        return f"adversarial accuracy {metrics['adversarial_accuracy']:.3f}{l2}"
+    return f"test accuracy {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else "done"
+
+
+class SweepCallback(Callback):
+    """Hydra callback: plans a multirun, and sums it up."""
+
+    def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
+        # Hydra turns a callback's exceptions into warnings; SystemExit is not one of them
+        try:
+            self._plan(config, importlib.import_module(f"pipelines.{config_name}"))
+        except (InputError, HydraException, OmegaConfBaseException) as error:
+            raise SystemExit(f"error: {one_line(error)}") from None
+        except Exception:
+            traceback.print_exc()
+            raise SystemExit(1) from None
+
+    def _plan(self, config: DictConfig, pipeline: Pipeline) -> None:
+        overrides = _jobs(config)
+        loader = GlobalHydra.instance().config_loader()
+        say(f"checking {len(overrides)} cells")
+        configs = [loader.load_sweep_config(config, job) for job in overrides]
+        _check_all(pipeline, configs)
+        tracker = open_tracker(configs[0])
+        complete = set() if config.force else tracker.complete_fingerprints()
+        cells: dict[str, Cell] = {}
+        for cfg in configs:
+            key = fingerprint(pipeline.identity(cfg))
+            group = str(cfg.attack.name) if "attack" in cfg else "train"
+            cells.setdefault(key, Cell(key, pipeline.label(cfg), group, key in complete))
+        planned = list(cells.values())
+        known = sum(cell.complete for cell in planned)
+        say(f"{len(planned)} cells, {known} of them complete; study {config.study} in {tracker.uri}")
+        if known == len(planned):
+            say("nothing to do (force=true would redo them)")
+            raise SystemExit(0)
+        parent = _parent_run(tracker, pipeline, config, planned)
+        folder = work_folder(config) / "sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        Sweep.write(folder, parent, planned)
+        os.environ[SWEEP_FOLDER] = str(folder)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        sweep = Sweep(Path(os.environ.pop(SWEEP_FOLDER)))
+        outcomes = sweep.outcomes()
+        counts = Counter(outcome.status for outcome in outcomes.values())
+        missing = len(sweep.cells) - len(outcomes)
+        failed = [(cell, outcomes[cell.key]) for cell in sweep.cells if outcomes.get(cell.key, Outcome("")).status == "failed"]
+        say(
+            f"{counts['done']} cells done, {counts['complete']} were complete, {len(failed)} failed"
+            + (f", {missing} not run" if missing else "")
+            + f"; {duration(time.time() - sweep.started)}"
+        )
+        for cell, outcome in failed:
+            say(f"  failed: {cell.label}: {outcome.reason}")
+        if failed or missing:
+            say("run the same command again to do what is missing")
+        _close_parent(config, sweep.parent, counts, failed=bool(failed or missing))
+        if failed or missing:
+            raise SystemExit(1)
+
+
+def _jobs(config: DictConfig) -> list[list[str]]:
+    """The overrides of each job, as Hydra's basic sweeper expands them."""
+    params = config.hydra.sweeper.get("params") or {}
+    arguments = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    parsed = OverridesParser.create().parse_overrides(arguments)
+    return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+
+
+def _check_all(pipeline: Pipeline, configs: list[DictConfig]) -> None:
+    problems: dict[str, None] = {}
+    for cfg in configs:
+        try:
+            pipeline.check(cfg)
+        except InputError as error:
+            problems[one_line(error)] = None
+    if problems:
+        listed = list(problems)
+        more = f" … and {len(listed) - MAX_REPORTED} more" if len(listed) > MAX_REPORTED else ""
+        raise InputError("; ".join(listed[:MAX_REPORTED]) + more)
+
+
+def _parent_run(tracker: Tracker, pipeline: Pipeline, config: DictConfig, cells: list[Cell]) -> str:
+    """The run that holds this sweep together: the same cells always meet in the same one."""
+    key = hashlib.sha256("".join(sorted(cell.key for cell in cells)).encode()).hexdigest()[:16]
+    known = tracker.find_sweep(key)
+    if known is not None:
+        tracker.client.update_run(known, status=RunStatus.to_string(RunStatus.RUNNING))
+        return known
+    axes = {o.partition("=")[0]: o.partition("=")[2] for o in config.hydra.overrides.task}
+    axes = {**dict(config.hydra.sweeper.get("params") or {}), **axes}
+    command = " ".join(["python -m", f"pipelines.{pipeline.KIND}", "-m", *config.hydra.overrides.task])
+    name = f"{pipeline.KIND} sweep: " + " × ".join(f"{axis} {value}" for axis, value in axes.items())
+    listed = "\n".join(f"- **{axis}**: {value}" for axis, value in axes.items())
+    note = f"A sweep of {len(cells)} cells.\n\n{listed}\n\n    {command}\n"
+    return tracker.start(name[:250], kind="sweep", fingerprint=key, params=axes, parent=None, note=note)
+
+
+def _close_parent(config: DictConfig, parent: str | None, counts: Counter[str], *, failed: bool) -> None:
+    if parent is None:
+        return
+    try:
+        tracker = open_tracker(config)
+        complete = counts["done"] + counts["complete"]
+        tracker.log_metrics(parent, {"cells_complete": complete, "cells_failed": counts["failed"]})
+        status = RunStatus.FAILED if failed else RunStatus.FINISHED
+        tracker.client.set_terminated(parent, RunStatus.to_string(status))
+    except Exception as error:
+        print(f"the sweep's parent run could not be closed: {one_line(error)}", file=sys.stderr)

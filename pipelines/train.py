@@ -1,0 +1,163 @@
+"""Train networks: ``python -m pipelines.train model=mnist_a bits=1 data=mnist``, or a grid with ``-m``."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import MLFlowLogger
+
+from pipelines import settings
+from pipelines.fingerprints import network_identity, plain
+from pipelines.progress import note
+from pipelines.tracking import Tracker, flatten
+from qnn.checkpoint import save_network
+from qnn.data import ImageData
+from qnn.precision import Precision
+from qnn.training import evaluate, train
+
+KIND = "train"
+ARTIFACT = "network"
+
+
+def check(cfg: DictConfig) -> None:
+    data = settings.load_data(cfg)
+    with torch.device("meta"):
+        settings.build_network(cfg, data)
+    settings.recipe(cfg)
+    settings.device(cfg)
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    return network_identity(cfg, settings.load_data(cfg).digest)
+
+
+def label(cfg: DictConfig) -> str:
+    return f"train {network_name(cfg)}"
+
+
+def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> str:
+    """Train one network and track it: curves, accuracies, stored network, loadable MLflow model."""
+    data = settings.load_data(cfg)
+    scratch = settings.work_folder(cfg) / "training" / fingerprint
+    note_text = f"Training of {network_name(cfg)} on {data.name} with the recipe `{cfg.training.name}`."
+    with tracker.leaf(
+        label(cfg), kind=KIND, fingerprint=fingerprint, params=parameters(cfg, data), parent=parent, note=note_text
+    ) as run_id:
+        tracker.log_inputs(run_id, data, context="training")
+        pl.seed_everything(cfg.training.seed, verbose=False)
+        net = settings.build_network(cfg, data)
+        started = time.perf_counter()
+        net = train(
+            net,
+            data,
+            settings.recipe(cfg),
+            seed=cfg.training.seed,
+            folder=scratch,
+            logger=MLFlowLogger(experiment_name=cfg.study, tracking_uri=tracker.uri, run_id=run_id),
+            callbacks=[_Epochs()],
+            accelerator=cfg.trainer.accelerator,
+            channels_last=cfg.training.get("channels_last", False),
+            compile_net=cfg.trainer.compile,
+        )
+        seconds = time.perf_counter() - started
+        test, validation = evaluate(net, data.test), evaluate(net, data.validation)
+        tracker.log_metrics(
+            run_id,
+            {
+                "test_accuracy": test["accuracy"],
+                "test_loss": test["loss"],
+                "best_val_accuracy": validation["accuracy"],
+                "best_val_loss": validation["loss"],
+                "parameters": sum(p.numel() for p in net.parameters()),
+                "seconds": seconds,
+            },
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            stored = Path(folder)
+            save_network(stored, net, _description(cfg, data, fingerprint, test["accuracy"]))
+            tracker.log_folder(run_id, stored, ARTIFACT)
+            _log_model(run_id, stored, data, label(cfg))
+    shutil.rmtree(scratch, ignore_errors=True)
+    return run_id
+
+
+def parameters(cfg: DictConfig, data: ImageData) -> dict[str, Any]:
+    """Every axis and hyper-parameter of the network, by the names they have on the command line."""
+    precision = Precision.parse(cfg.bits)
+    return {
+        "model": cfg.model.name,
+        "bits": str(precision),
+        "weight_bits": precision.weights or "FP",
+        "activation_bits": precision.activations or "FP",
+        "data": data.name,
+        "quantizer": cfg.quantizer.name,
+        **flatten(plain(cfg.model.net), "model.net."),
+        **flatten({k: v for k, v in plain(cfg.data).items() if k not in ("name", "function", "root")}, "data."),
+        **flatten(plain(cfg.training), "training."),
+    }
+
+
+def network_name(cfg: DictConfig) -> str:
+    """As in ``mnist_a 4-bit``, with what departs from the plain network behind it."""
+    bits = str(Precision.parse(cfg.bits))
+    parts = [cfg.model.name, f"{bits}-bit" if bits.isdecimal() else bits]
+    if cfg.quantizer.name != "dorefa":
+        parts.append(cfg.quantizer.name)
+    if cfg.model.net.get("topology", "auto") != "auto":
+        parts.append(f"{cfg.model.net.topology} topology")
+    if cfg.training.seed:
+        parts.append(f"training seed {cfg.training.seed}")
+    return " ".join(parts)
+
+
+def _description(cfg: DictConfig, data: ImageData, fingerprint: str, test_accuracy: float) -> dict[str, Any]:
+    return {
+        "fingerprint": fingerprint,
+        "model": cfg.model.name,
+        "net": plain(cfg.model.net),
+        "quantizer": cfg.quantizer.name,
+        "bits": str(Precision.parse(cfg.bits)),
+        "data": data.name,
+        "data_digest": data.digest,
+        "classes": list(data.class_names),
+        "training": plain(cfg.training),
+        "test_accuracy": test_accuracy,
+    }
+
+
+def _log_model(run_id: str, stored: Path, data: ImageData, name: str) -> None:
+    images = TensorSpec(np.dtype("float32"), (-1, *data.shape), "images")
+    logits = TensorSpec(np.dtype("float32"), (-1, len(data.class_names)), "logits")
+    with mlflow.start_run(run_id=run_id):
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={"network": str(stored)},
+            signature=ModelSignature(Schema([images]), Schema([logits])),
+            pip_requirements=["torch", "safetensors", "numpy"],
+            metadata={"network": name},
+        )
+
+
+class _Epochs(pl.Callback):
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        accuracy = float(trainer.callback_metrics["val_accuracy"])
+        note(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, validation accuracy {accuracy:.2%}")
+
+
+if __name__ == "__main__":
+    from pipelines.cli import launch
+
+    sys.exit(launch("train"))

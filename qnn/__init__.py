@@ -1,0 +1,1 @@
+"""Quantised networks: quantisers, layers, models, data sets and training."""

@@ -1,0 +1,27 @@
+"""Verified downloads with a progress bar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pooch
+
+from qnn.data.images import DataError
+
+TIMEOUT_S = 20
+
+
+def fetch(urls: list[str], *, folder: Path, name: str, md5: str, advice: str) -> Path:
+    """Download `name` into `folder` from the first address that answers, and check its MD5.
+
+    Raises:
+        DataError: nothing answered, or what came was not the right file; ends with `advice`.
+    """
+    problems = []
+    for url in urls:
+        try:
+            downloader = pooch.HTTPDownloader(progressbar=True, timeout=TIMEOUT_S)
+            return Path(pooch.retrieve(url, known_hash=f"md5:{md5}", fname=name, path=folder, downloader=downloader))
+        except (OSError, ValueError) as error:
+            problems.append(type(error).__name__)
+    raise DataError(f"{name} is not in {folder} and could not be downloaded ({', '.join(problems)}): {advice}")

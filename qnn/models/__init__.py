@@ -1,0 +1,13 @@
+"""The networks of both papers, each built from a quantiser (`qnn.quantizers`).
+
+Every network takes float32 images in [0, 1], NCHW, and returns logits of shape (n, classes).
+`topology` is ``auto`` (the quantised topology exactly when the quantiser does something), ``fp`` or
+``quantized``; forcing it gives the control networks that hold the topology fixed across bit widths.
+"""
+
+from qnn.models.cifar_convnet import CifarConvNet
+from qnn.models.lenet import LeNet5
+from qnn.models.mnist_convnet import MnistConvNet
+from qnn.models.resnet import ResNet
+
+__all__ = ["CifarConvNet", "LeNet5", "MnistConvNet", "ResNet"]

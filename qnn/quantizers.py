@@ -1,0 +1,156 @@
+"""DoReFa quantisers with straight-through gradients (Zhou et al. 2016; seed paper §3.5, eq. 24-27).
+
+All arithmetic is float32, also under autocast: bfloat16 cannot hold 12- or 16-bit levels.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from qnn.precision import Precision
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """The value of `hard` with the gradient of `soft`."""
+    return soft + (hard - soft).detach()
+
+
+class _RoundToLevels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, steps: int) -> Tensor:  # type: ignore[override]
+        return torch.round(x * steps) / steps
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        return grad, None
+
+
+def quantize_unit(x: Tensor, bits: int) -> Tensor:
+    """Round `x` in [0, 1] to the 2^bits levels i / (2^bits - 1); halves go to even; gradient 1 (eq. 24).
+
+    >>> quantize_unit(torch.tensor([0.1, 0.5, 0.9]), bits=1)
+    tensor([0., 0., 1.])
+    """
+    return _RoundToLevels.apply(x, 2**bits - 1)  # type: ignore[no-any-return]
+
+
+class _ScaledSign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w: Tensor) -> Tensor:  # type: ignore[override]
+        scale = w.abs().mean()
+        return torch.where(w >= 0, scale, -scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad
+
+
+class DoReFaWeight(nn.Module):
+    """Quantise a weight tensor over the whole tensor (eq. 25, 26).
+
+    One bit: E|w| · sign(w) with sign(0) = +1 and gradient 1 (no gradient through E|w|).
+    k > 1 bits: 2 q_k(tanh w / (2 max|tanh w|) + ½) − 1 in [−1, 1]; the gradient flows through tanh
+    and through the maximum.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, w: Tensor) -> Tensor:
+        with torch.autocast(w.device.type, enabled=False):
+            w = w.float()
+            if self.bits == 1:
+                return _ScaledSign.apply(w)  # type: ignore[no-any-return]
+            bounded = torch.tanh(w)
+            unit = bounded / (2 * bounded.abs().max()) + 0.5
+            return 2 * quantize_unit(unit, self.bits) - 1
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
+class DoReFaActivation(nn.Module):
+    """q_k(clip(x, 0, 1)) (eq. 27): gradient 1 inside [0, 1], 0 outside."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return quantize_unit(x.float().clamp(0, 1), self.bits)
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}"
+
+
+class ClipWeight(nn.Module):
+    """DoReFa's weight mapping without rounding: tanh w / max|tanh w| in [−1, 1]."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        bounded = torch.tanh(w)
+        return bounded / bounded.abs().max()
+
+
+class ClipActivation(nn.Module):
+    """DoReFa's activation range without rounding: clip(x, 0, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(0, 1)
+
+
+class Quantizer(Protocol):
+    """What a network asks for when it is built."""
+
+    quantizes: bool
+
+    def weight(self) -> nn.Module: ...
+
+    def activation(self) -> nn.Module: ...
+
+
+class DoReFa:
+    """DoReFa at the given bit widths; the identity where a width is FP.
+
+    Args:
+        bits: ``FP``, ``k`` or ``w1a4`` (see `Precision.parse`).
+    """
+
+    def __init__(self, bits: str | int) -> None:
+        self.precision = Precision.parse(bits)
+        self.quantizes = not self.precision.is_full
+
+    def weight(self) -> nn.Module:
+        bits = self.precision.weights
+        return nn.Identity() if bits is None else DoReFaWeight(bits)
+
+    def activation(self) -> nn.Module:
+        bits = self.precision.activations
+        return nn.Identity() if bits is None else DoReFaActivation(bits)
+
+
+class ClipOnly:
+    """Control: DoReFa's ranges at full precision, so that what is left of an effect is not rounding.
+
+    Raises:
+        ValueError: `bits` is not FP.
+    """
+
+    quantizes = True
+
+    def __init__(self, bits: str | int) -> None:
+        if not Precision.parse(bits).is_full:
+            raise ValueError(f"quantizer=clip_only does not round, so it needs bits=FP, not bits={bits}")
+
+    def weight(self) -> nn.Module:
+        return ClipWeight()
+
+    def activation(self) -> nn.Module:
+        return ClipActivation()
+
+
+QUANTIZERS: dict[str, type[DoReFa] | type[ClipOnly]] = {"dorefa": DoReFa, "clip_only": ClipOnly}

@@ -1,0 +1,214 @@
+"""Training a classifier with Lightning: the module, what a recipe is, and one function that runs it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torchmetrics.classification import MulticlassAccuracy
+
+from qnn.data import Batches, ImageData, Split
+
+EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        optimizer: called with parameter groups.
+        scheduler: called with the optimiser, and with `total_steps` where it steps per batch.
+        scheduler_interval: ``epoch`` or ``step``.
+        weight_decay: L2 coefficient (added to the gradient) of the parameters whose names match
+            `decayed`, a regular expression; no other parameter decays.
+        crop, flip: augmentation, see `Batches`.
+        steps_per_epoch: None for one pass over the data.
+        stop_below_lr: end the training once the learning rate falls below this.
+    """
+
+    epochs: int
+    batch_size: int
+    optimizer: Callable[[Iterable[Any]], Optimizer]
+    scheduler: Callable[..., LRScheduler] | None = None
+    scheduler_interval: str = "epoch"
+    weight_decay: float = 0.0
+    decayed: str = ".*"
+    crop: int = 0
+    flip: bool = False
+    steps_per_epoch: int | None = None
+    stop_below_lr: float = 0.0
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+class Classifier(pl.LightningModule):
+    """Cross-entropy training of a network; logs train and validation loss and accuracy per epoch."""
+
+    def __init__(self, net: nn.Module, recipe: Recipe, classes: int, seed: int) -> None:
+        super().__init__()
+        self.net, self.recipe, self.seed = net, recipe, seed
+        self.forward_net: Callable[[Tensor], Tensor] = net
+        self.train_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+
+    def on_train_epoch_start(self) -> None:
+        # dropout of epoch e depends on (seed, e) alone, so a resumed training repeats an undisturbed one
+        torch.manual_seed(1_000_003 * self.seed + self.current_epoch)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        images, labels = batch
+        logits = self.forward_net(images)
+        loss = F.cross_entropy(logits, labels)
+        self.train_accuracy(logits, labels)
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        loss = self.trainer.callback_metrics["train_loss"]
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(f"the training loss is {loss.item()} after epoch {self.current_epoch + 1}")
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+        images, labels = batch
+        logits = self.forward_net(images)
+        self.val_accuracy(logits, labels)
+        self.log("val_loss", F.cross_entropy(logits, labels), prog_bar=True)
+        self.log("val_accuracy", self.val_accuracy, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.recipe.optimizer(_parameter_groups(self.net, self.recipe))
+        if self.recipe.scheduler is None:
+            return optimizer
+        steps = {"total_steps": self.trainer.estimated_stepping_batches}
+        per_step = self.recipe.scheduler_interval == "step"
+        scheduler = self.recipe.scheduler(optimizer, **(steps if per_step else {}))
+        wiring = {"scheduler": scheduler, "interval": self.recipe.scheduler_interval, "monitor": "val_loss"}
+        return {"optimizer": optimizer, "lr_scheduler": wiring}
+
+
+def _parameter_groups(net: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    decayed, others = [], []
+    for name, parameter in net.named_parameters():
+        (decayed if recipe.weight_decay and re.fullmatch(recipe.decayed, name) else others).append(parameter)
+    if recipe.weight_decay and not decayed:
+        raise ValueError(f"weight_decay is set but no parameter name matches decayed={recipe.decayed}")
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class _StopBelowLearningRate(Callback):
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop |= trainer.optimizers[0].param_groups[0]["lr"] < self.limit
+
+
+def piecewise_constant(optimizer: Optimizer, *, after: Sequence[int], rates: Sequence[float]) -> LambdaLR:
+    """The learning rate `rates[i]` after `after[i]` finished epochs; the optimiser's own before the first."""
+    initial = optimizer.param_groups[0]["lr"]
+
+    def factor(epoch: int) -> float:
+        reached = [rate for limit, rate in zip(after, rates, strict=True) if epoch >= limit]
+        return reached[-1] / initial if reached else 1.0
+
+    return LambdaLR(optimizer, factor)
+
+
+def train(
+    net: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    *,
+    seed: int,
+    folder: Path,
+    logger: Logger | None = None,
+    callbacks: Sequence[Callback] = (),
+    accelerator: str = "auto",
+    channels_last: bool = False,
+    compile_net: bool = False,
+    progress: bool = False,
+) -> nn.Module:
+    """Train `net` and return it with the weights of the epoch with the lowest validation loss.
+
+    The same seed on the same machine with the same number of threads gives bit-identical weights.
+    Checkpoints go to `folder`; if it holds the last epoch of an interrupted training, that training
+    goes on from there.
+
+    Raises:
+        TrainingDiverged: the loss became NaN or infinite.
+    """
+    checkpoints = ModelCheckpoint(folder, filename="best", monitor="val_loss", save_last=True, save_weights_only=False)
+    trainer = pl.Trainer(
+        max_epochs=recipe.epochs,
+        accelerator=accelerator,
+        devices=1,
+        logger=logger if logger is not None else False,
+        callbacks=[checkpoints, _StopBelowLearningRate(recipe.stop_below_lr), *callbacks],
+        deterministic="warn",
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    device = trainer.strategy.root_device
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    module = Classifier(net, recipe, len(data.class_names), seed)
+    if compile_net:
+        module.forward_net = torch.compile(net)
+    batches = Batches(
+        data.train,
+        recipe.batch_size,
+        shuffle=True,
+        crop=recipe.crop,
+        flip=recipe.flip,
+        steps=recipe.steps_per_epoch,
+        seed=seed,
+        device=device,
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(
+        module,
+        batches,
+        Batches(data.validation, EVALUATION_BATCH, device=device),
+        ckpt_path=str(last) if last.is_file() else None,
+        weights_only=True,
+    )
+    best = torch.load(checkpoints.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
+    net.load_state_dict({name.removeprefix("net."): t for name, t in best.items() if name.startswith("net.")})
+    return net.cpu().eval()
+
+
+@torch.no_grad()
+def predict(net: nn.Module, images: Tensor, *, batch_size: int = EVALUATION_BATCH) -> Tensor:
+    """Logits (n, classes) of float32 images, a batch at a time, in eval mode, on the images' device."""
+    net.eval()
+    return torch.cat([net(part) for part in images.split(batch_size)])
+
+
+@torch.no_grad()
+def evaluate(net: nn.Module, split: Split, *, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Accuracy and mean cross-entropy on a split."""
+    net = net.to(device).eval()
+    correct, loss = 0, 0.0
+    for images, labels in Batches(split, EVALUATION_BATCH, device=device):
+        logits = net(images)
+        correct += int((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    return {"accuracy": correct / len(split), "loss": loss / len(split)}
