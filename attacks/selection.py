@@ -78,4 +78,6 @@ def choose_targets(target: int | str | None, logits: Tensor, labels: Tensor, *, 
         return (labels + 1) % classes
     if target == "least_likely":
         return logits.argmin(1)
-    raise ValueError(f"attack.target={target} is unknown: use a class from 0 to {classes - 1}, random, next or least_likely")
+    raise ValueError(
+        f"attack.target={target} is unknown: use a class from 0 to {classes - 1}, random, next or least_likely"
+    )

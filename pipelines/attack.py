@@ -119,7 +119,9 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             source_facts = {k: str(v) for k, v in {**params, "data_digest": data.digest, "run_id": run_id}.items()}
             save_examples(
                 Path(folder) / EXAMPLES,
-                AdversarialExamples(result.x_adv, selection.indices, selection.labels, source_facts, result.perturbation),
+                AdversarialExamples(
+                    result.x_adv, selection.indices, selection.labels, source_facts, result.perturbation
+                ),
             )
             tracker.log_folder(run_id, Path(folder))
         tracker.log_table(run_id, record, TABLE)

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
 from mlflow.entities import Run
 from omegaconf import DictConfig
 
 from pipelines.fingerprints import fingerprint
 from pipelines.settings import work_folder
 from pipelines.tracking import Tracker
+
+_NAMED_BY_TABLES = {"model", "bits", "attack", "seed", "experiment", "study", "n", "data", "force"}
 
 
 class Pipeline(Protocol):
@@ -46,7 +49,19 @@ class Done:
 def open_tracker(cfg: DictConfig) -> Tracker:
     """The configured tracking store and study."""
     settings = cfg.tracking
-    return Tracker.open(settings.uri, study=cfg.study, artifacts=settings.artifacts, work=work_folder(cfg))
+    return Tracker.open(
+        settings.uri, study=cfg.study, artifacts=settings.artifacts, work=work_folder(cfg), tags=_launch_tags()
+    )
+
+
+def _launch_tags() -> dict[str, str]:
+    """How this process was launched, as far as a table needs it to name the command for a missing cell."""
+    if not HydraConfig.initialized():
+        return {}
+    launched = HydraConfig.get()
+    others = [o for o in launched.overrides.task if o.partition("=")[0] not in _NAMED_BY_TABLES]
+    experiment = launched.runtime.choices.get("experiment")
+    return {"overrides": " ".join(others), **({"experiment": experiment} if experiment else {})}
 
 
 def process(pipeline: Pipeline, cfg: DictConfig, tracker: Tracker, parent: str | None = None) -> Done:

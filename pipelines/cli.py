@@ -40,7 +40,7 @@ def task(cfg: DictConfig) -> None:
     """One Hydra job."""
     from pipelines.cells import open_tracker, process
     from pipelines.progress import live, say
-    from pipelines.sweep import SWEEP_FOLDER, _headline, run_job
+    from pipelines.sweep import SWEEP_FOLDER, headline, run_job
 
     _quiet()
     pipeline = importlib.import_module(f"pipelines.{HydraConfig.get().job.config_name}")
@@ -56,7 +56,7 @@ def task(cfg: DictConfig) -> None:
         with live(pipeline.label(cfg), enabled=cfg.trainer.progress):
             done = process(pipeline, cfg, tracker)
         state = "already complete (force=true redoes it)" if done.was_complete else f"{done.seconds:.1f} s"
-        say(f"{pipeline.label(cfg)}: {_headline(done.run.data.metrics)}; {state}; run {done.run.info.run_id}")
+        say(f"{pipeline.label(cfg)}: {headline(done.run.data.metrics)}; {state}; run {done.run.info.run_id}")
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
 

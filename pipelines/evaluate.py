@@ -68,7 +68,9 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     params = {**train.parameters(cfg, data), "network": target.description["fingerprint"]}
     if cfg.examples is not None:
         stored = _examples(cfg)
-        params |= {f"source.{name}": stored.metadata.get(name) for name in ("model", "bits", "attack", "seed", "run_id")}
+        params |= {
+            f"source.{name}": stored.metadata.get(name) for name in ("model", "bits", "attack", "seed", "run_id")
+        }
     with tracker.leaf(
         label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=f"{label(cfg)}."
     ) as run_id:

@@ -34,7 +34,12 @@ def live(title: str, *, enabled: bool) -> Iterator[None]:
         return
     from rich.console import Console
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("[dim]{task.fields[now]}"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("[dim]{task.fields[now]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         progress.add_task(title, total=None, now="")
         _live = progress

@@ -111,7 +111,9 @@ def attack_parameters(cfg: DictConfig) -> dict[str, Any]:
         raise InputError(f"attack={cfg.attack.name} has no parameter {', '.join(unknown)}: it has {', '.join(own)}")
     absent = [name for name in own if accepted[name] and parameters.get(name) is None]
     if absent:
-        raise InputError(f"attack={cfg.attack.name} lacks a value for {', '.join(absent)}: give it as attack.{absent[0]}=…")
+        raise InputError(
+            f"attack={cfg.attack.name} lacks a value for {', '.join(absent)}: give it as attack.{absent[0]}=…"
+        )
     if chosen.get("target") is not None and "targets" not in accepted:
         raise InputError(f"attack={cfg.attack.name} has no targeted form: leave attack.target out")
     try:

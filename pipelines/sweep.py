@@ -24,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from mlflow.entities import RunStatus
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.cells import Pipeline, open_tracker, process
@@ -36,6 +36,7 @@ from pipelines.tracking import Tracker
 
 SWEEP_FOLDER = "QNN_SWEEP_FOLDER"
 MAX_REPORTED = 10
+_AXES_OF_ATTACKS = ("seed", "attack", "backend", "n=")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def run_job(pipeline: Pipeline, cfg: DictConfig, folder: Path, jobs: int) -> Non
         try:
             done = process(pipeline, cfg, open_tracker(cfg), sweep.parent)
             outcome = Outcome("complete" if done.was_complete else "done", done.seconds)
-            figures = _headline(done.run.data.metrics)
+            figures = headline(done.run.data.metrics)
         except Exception as error:
             if not isinstance(error, InputError):
                 traceback.print_exc()
@@ -131,7 +132,8 @@ def run_job(pipeline: Pipeline, cfg: DictConfig, folder: Path, jobs: int) -> Non
         say(f"{where}: {figures} ({outcome.seconds:.1f} s; {sweep.elapsed_and_left(jobs)})")
 
 
-def _headline(metrics: dict[str, float]) -> str:
+def headline(metrics: dict[str, float]) -> str:
+    """The one or two figures of a cell worth a glance."""
     if "adversarial_accuracy" in metrics:
         l2 = f", L2 {metrics['l2']:.3f}" if "l2" in metrics else ""
         return f"adversarial accuracy {metrics['adversarial_accuracy']:.3f}{l2}"
@@ -152,6 +154,7 @@ class SweepCallback(Callback):
             raise SystemExit(1) from None
 
     def _plan(self, config: DictConfig, pipeline: Pipeline) -> None:
+        _order_axes(config)
         overrides = _jobs(config)
         loader = GlobalHydra.instance().config_loader()
         say(f"checking {len(overrides)} cells")
@@ -180,7 +183,9 @@ class SweepCallback(Callback):
         outcomes = sweep.outcomes()
         counts = Counter(outcome.status for outcome in outcomes.values())
         missing = len(sweep.cells) - len(outcomes)
-        failed = [(cell, outcomes[cell.key]) for cell in sweep.cells if outcomes.get(cell.key, Outcome("")).status == "failed"]
+        failed = [
+            (cell, outcomes[cell.key]) for cell in sweep.cells if outcomes.get(cell.key, Outcome("")).status == "failed"
+        ]
         say(
             f"{counts['done']} cells done, {counts['complete']} were complete, {len(failed)} failed"
             + (f", {missing} not run" if missing else "")
@@ -195,11 +200,22 @@ class SweepCallback(Callback):
             raise SystemExit(1)
 
 
+def _order_axes(config: DictConfig) -> None:
+    """Let the axes of the network vary fastest, so that parallel jobs start with different networks.
+
+    The axes of the experiment file and of the command line become one list; the command line wins.
+    """
+    params = config.hydra.sweeper.get("params") or {}
+    axes = {key: f"{key}={value}" for key, value in params.items()}
+    axes |= {override.partition("=")[0]: override for override in config.hydra.overrides.task}
+    with read_write(config), open_dict(config):
+        config.hydra.sweeper.params = None
+        config.hydra.overrides.task = sorted(axes.values(), key=lambda o: not o.startswith(_AXES_OF_ATTACKS))
+
+
 def _jobs(config: DictConfig) -> list[list[str]]:
     """The overrides of each job, as Hydra's basic sweeper expands them."""
-    params = config.hydra.sweeper.get("params") or {}
-    arguments = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
-    parsed = OverridesParser.create().parse_overrides(arguments)
+    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
     return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
 
 
@@ -224,7 +240,6 @@ def _parent_run(tracker: Tracker, pipeline: Pipeline, config: DictConfig, cells:
         tracker.client.update_run(known, status=RunStatus.to_string(RunStatus.RUNNING))
         return known
     axes = {o.partition("=")[0]: o.partition("=")[2] for o in config.hydra.overrides.task}
-    axes = {**dict(config.hydra.sweeper.get("params") or {}), **axes}
     command = " ".join(["python -m", f"pipelines.{pipeline.KIND}", "-m", *config.hydra.overrides.task])
     name = f"{pipeline.KIND} sweep: " + " × ".join(f"{axis} {value}" for axis, value in axes.items())
     listed = "\n".join(f"- **{axis}**: {value}" for axis, value in axes.items())

@@ -68,12 +68,20 @@ def detach_from_mlproject() -> None:
 class Tracker:
     """A tracking store and one of its experiments (a study)."""
 
-    def __init__(self, client: MlflowClient, uri: str, experiment_id: str) -> None:
-        self.client, self.uri, self.experiment_id = client, uri, experiment_id
+    def __init__(self, client: MlflowClient, uri: str, experiment_id: str, tags: Mapping[str, str]) -> None:
+        self.client, self.uri, self.experiment_id, self.tags = client, uri, experiment_id, tags
 
     @classmethod
-    def open(cls, uri: str, *, study: str, artifacts: str, work: Path) -> Tracker:
+    def open(
+        cls, uri: str, *, study: str, artifacts: str, work: Path, tags: Mapping[str, str] | None = None
+    ) -> Tracker:
         """Connect, creating the database and the experiment if need be; safe for parallel starts.
+
+        Args:
+            study: name of the experiment.
+            artifacts: where a new experiment of a file store keeps its artifacts.
+            work: folder of the lock that parallel starts take.
+            tags: what every run started through this tracker carries.
 
         Raises:
             InputError: the server does not answer, or the file cannot be written.
@@ -90,12 +98,12 @@ class Tracker:
                 if experiment is None:
                     place = Path(artifacts).absolute().as_uri() if uri.startswith(_SQLITE) else None
                     experiment_id = client.create_experiment(study, artifact_location=place)
-                    return cls(client, uri, experiment_id)
+                    return cls(client, uri, experiment_id, tags or {})
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise InputError(f"the tracking store {uri} cannot be used: {one_line(error)[:300]}") from error
         if experiment.lifecycle_stage == "deleted":
             raise InputError(f"study={study} was deleted in the tracking store: restore it or choose another name")
-        return cls(client, uri, experiment.experiment_id)
+        return cls(client, uri, experiment.experiment_id, tags or {})
 
     def experiments(self) -> list[Experiment]:
         return list(self.client.search_experiments())
@@ -159,6 +167,7 @@ class Tracker:
             **({"mlflow.parentRunId": parent} if parent else {}),
             **({"launched_by": os.environ[LAUNCHED_BY]} if LAUNCHED_BY in os.environ else {}),
             **git_tags(),
+            **self.tags,
         }
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
         listed = [Param(key, str(value)) for key, value in params.items()]

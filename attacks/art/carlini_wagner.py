@@ -49,8 +49,6 @@ def carlini_wagner(
     }
     check_parameters(parameters)
     estimator = CountingClassifier(model, x)
-    attack = CarliniL2Method(
-        estimator, targeted=targets is not None, batch_size=len(x), verbose=False, **parameters
-    )
+    attack = CarliniL2Method(estimator, targeted=targets is not None, batch_size=len(x), verbose=False, **parameters)
     x_adv = attack.generate(x.cpu().numpy(), y=(y if targets is None else targets).cpu().numpy())
     return as_result(estimator, x_adv, x)

@@ -49,6 +49,4 @@ def uap(
     with seeded(seed):
         x_adv = attack.generate(x.cpu().numpy(), y=y.cpu().numpy())
     perturbation = torch.from_numpy(attack.noise[0]).float()
-    return as_result(
-        estimator, x_adv, x, perturbation=perturbation, extra={"fooling_rate": float(attack.fooling_rate)}
-    )
+    return as_result(estimator, x_adv, x, perturbation=perturbation, extra={"fooling_rate": float(attack.fooling_rate)})

@@ -83,4 +83,6 @@ class Batches:
         rows, columns = rows.to(images.device), columns.to(images.device)
         channels = torch.arange(images.shape[1], device=images.device)
         which = torch.arange(count, device=images.device)
-        return images[which[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None]]
+        return images[
+            which[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None]
+        ]

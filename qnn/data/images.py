@@ -102,6 +102,4 @@ def assemble(
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:
-    return Split(
-        torch.from_numpy(np.array(images, dtype=np.uint8)), torch.from_numpy(np.array(labels, dtype=np.int64))
-    )
+    return Split(torch.from_numpy(np.array(images, dtype=np.uint8)), torch.from_numpy(np.array(labels, dtype=np.int64)))

@@ -21,9 +21,7 @@ FILES = {
 }
 
 
-def mnist(
-    root: str | Path, *, validation: int | float = 5000, split_seed: int = 0, download: bool = True
-) -> ImageData:
+def mnist(root: str | Path, *, validation: int | float = 5000, split_seed: int = 0, download: bool = True) -> ImageData:
     """70,000 grey images (1, 28, 28) of ten classes.
 
     Raises:

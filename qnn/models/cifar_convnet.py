@@ -83,9 +83,7 @@ def _features(stages: Sequence[Sequence[tuple[int, int]]], quantizer: Quantizer,
 def _classifier(flat: int, classes: int, quantizer: Quantizer, quantized: bool) -> list[nn.Module]:
     fc0 = QuantLinear(flat, 1536, weight_quantizer=quantizer.weight())
     fc1 = QuantLinear(1536, 512, weight_quantizer=quantizer.weight())
-    middle: list[nn.Module] = (
-        [nn.BatchNorm1d(1536, eps=1e-4), _bounded(quantizer)] if quantized else [nn.ReLU()]
-    )
+    middle: list[nn.Module] = [nn.BatchNorm1d(1536, eps=1e-4), _bounded(quantizer)] if quantized else [nn.ReLU()]
     return [fc0, *middle, nn.Dropout(0.5), fc1, nn.ReLU(), nn.Linear(512, classes)]
 
 

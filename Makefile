@@ -1,0 +1,31 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test lint ui tables
+
+quickstart: $(STAMP)  ## the main job on the bundled digits, and its tables
+	$(RUN) -m pipelines.attack experiment=quickstart
+	$(RUN) -m analysis.tables --study quickstart --out outputs/quickstart
+	@echo "runs:   $(CURDIR)/mlflow.db   browse them with: make ui"
+
+test: $(STAMP) lint  ## every check
+	$(RUN) -m pytest -n auto --dist loadgroup
+
+lint: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+ui: $(STAMP)  ## the MLflow UI on this machine
+	$(VENV)/bin/mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlartifacts --host 127.0.0.1 --port 5000
+
+tables: $(STAMP)
+	$(RUN) -m analysis.tables
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)

@@ -1,0 +1,142 @@
+"""From runs to cells: one row per cell of the study, replicates summed up, nothing mixed.
+
+Runs belong to the same cell only if every setting of theirs is the same but the seed. Settings that
+differ between cells of one model are spelt out in the cells' `variant`.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from analysis import published
+
+STUDY_BITS = ("FP", "1", "2", "4", "8", "12", "16")
+ATTACKS = ("fgsm", "jsma", "uap", "cw", "boundary")
+DISTANCES = ("l0", "l1", "l2", "linf")
+TIDY = [
+    "model", "bits", "attack", "variant", "n", "seeds", "adversarial_accuracy", "adversarial_accuracy_low",
+    "adversarial_accuracy_high", "l0", "l1", "l2", "linf", "gave_up", "paper_adversarial_accuracy", "paper_l2",
+    "paper_linf", "data", "seed_list", "n_total", "adversarial_accuracy_sd", "l0_sd", "l1_sd", "l2_sd", "linf_sd",
+    "l2_median", "clean_accuracy", "seconds", "superseded_runs",
+]  # fmt: skip
+
+_AXES = ["params.data", "params.model", "params.bits", "params.attack"]
+_OF_BITS = {"params.weight_bits", "params.activation_bits", "params.network"}
+_REPLICATE = "params.seed"
+_OF_ATTACK = re.compile(r"params\.(variant|backend|attack\..*)")
+
+
+def newest(runs: pd.DataFrame) -> pd.DataFrame:
+    """Keep the newest run of each fingerprint, with the number of older ones as `superseded`."""
+    ordered = runs.sort_values("started", ascending=False)
+    counts = ordered["fingerprint"].map(ordered["fingerprint"].value_counts())
+    return ordered.assign(superseded=counts - 1).drop_duplicates("fingerprint")
+
+
+def cell_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per cell, columns `TIDY`, sorted by data, model, attack, variant and bits.
+
+    `n`: images attacked per seed (the smallest, should a network have had fewer correct ones);
+    `adversarial_accuracy`: mean over seeds, with the 95 % Wilson interval of all `n_total` images and
+    the standard deviation between seeds; distances: mean over seeds of each run's mean over successful
+    images; `gave_up`: images returned clean, summed over seeds; paper columns: only where data and
+    hyper-parameters are the paper's.
+    """
+    if runs.empty:
+        return pd.DataFrame(columns=TIDY)
+    runs = newest(runs)
+    params = [name for name in runs.columns if name.startswith("params.")]
+    runs = runs.assign(**{name: runs[name].fillna("").astype(str) for name in params})
+    settings = [name for name in params if name != _REPLICATE]
+    runs = runs.assign(variant=_variants(runs, settings))
+    rows = [_cell(group) for _, group in runs.groupby(settings, sort=False)]
+    table = _with_published(pd.DataFrame(rows))
+    return table.sort_values(["data", "model", "attack", "variant", "bits"], key=_order, ignore_index=True).reindex(
+        columns=TIDY
+    )
+
+
+def _variants(runs: pd.DataFrame, settings: list[str]) -> pd.Series:
+    """The attack's variant, and behind it each setting that varies within one model's runs."""
+    labels = runs["params.variant"].copy()
+    free = [name for name in settings if name not in {*_AXES, *_OF_BITS, "params.variant"}]
+    for keys, own in (
+        (_AXES[:2] + ["params.attack"], [name for name in free if _OF_ATTACK.fullmatch(name)]),
+        (_AXES[:2], [name for name in free if not _OF_ATTACK.fullmatch(name)]),
+    ):
+        for _, group in runs.groupby(keys):
+            for name in own:
+                if group[name].nunique() > 1:
+                    labels[group.index] += ", " + name.removeprefix("params.") + "=" + group[name]
+    return labels.str.replace("n_requested=", "n=", regex=False)
+
+
+def _cell(group: pd.DataFrame) -> dict[str, object]:
+    group = group.sort_values(_REPLICATE, key=lambda seeds: seeds.astype(int))
+    counts = group["metrics.n"].astype(int)
+    kept = (group["metrics.adversarial_accuracy"] * counts).round().sum()
+    interval = binomtest(int(kept), int(counts.sum())).proportion_ci(method="wilson")
+    row: dict[str, object] = {name.removeprefix("params."): group[name].iloc[0] for name in _AXES}
+    row |= {
+        "variant": group["variant"].iloc[0],
+        "n": int(counts.min()),
+        "n_total": int(counts.sum()),
+        "seeds": len(group),
+        "seed_list": " ".join(group[_REPLICATE]),
+        "adversarial_accuracy_low": interval.low,
+        "adversarial_accuracy_high": interval.high,
+        "gave_up": int(group["metrics.gave_up"].sum()),
+        "superseded_runs": int(group["superseded"].sum()),
+        "parameters": _parameters(group.iloc[0]),
+    }
+    for name in ("adversarial_accuracy", *DISTANCES, "l2_median", "clean_accuracy", "seconds"):
+        values = group[f"metrics.{name}"] if f"metrics.{name}" in group else pd.Series([np.nan])
+        row[name] = values.mean()
+        row[f"{name}_sd"] = values.std()
+    return row
+
+
+def _parameters(run: pd.Series) -> dict[str, str]:
+    own = {name.removeprefix("params.attack."): value for name, value in run.items() if "params.attack." in str(name)}
+    plain = {"quantizer": "dorefa", "model.net.topology": "auto", "attack.target": "None"}
+    departs = any(run.get(f"params.{name}", usual) not in (usual, "") for name, usual in plain.items())
+    return {"departs": "yes"} if departs else {name: value for name, value in own.items() if value}
+
+
+def _with_published(table: pd.DataFrame) -> pd.DataFrame:
+    paper = published.table6().rename(
+        columns={name: f"paper_{name}" for name in ("adversarial_accuracy", "l2", "linf")}
+    )
+    merged = table.merge(paper, on=["model", "bits", "attack"], how="left")
+    same = [_is_published(row) for row in merged.to_dict("records")]
+    columns = [name for name in merged.columns if name.startswith("paper_")]
+    merged[columns] = merged[columns].where(pd.Series(same, index=merged.index), np.nan)
+    return merged
+
+
+def _is_published(row: dict) -> bool:
+    wanted = published.hyperparameters(row["model"], row["attack"])
+    used = row["parameters"]
+    return (
+        bool(wanted)
+        and published.DATA_OF_MODEL.get(row["model"]) == row["data"]
+        and all(name in used and np.isclose(float(used[name]), value) for name, value in wanted.items())
+    )
+
+
+def bits_order(bits: str) -> tuple[int, int, str]:
+    """FP first, then by width, then mixed widths."""
+    return (0, 0, "") if bits == "FP" else (1, int(bits), "") if bits.isdecimal() else (2, 0, bits)
+
+
+def _order(column: pd.Series) -> pd.Series:
+    if column.name == "bits":
+        ranks = {bits: i for i, bits in enumerate(sorted(column.unique(), key=bits_order))}
+        return column.map(ranks)
+    if column.name == "attack":
+        return column.map(lambda name: (ATTACKS.index(name) if name in ATTACKS else len(ATTACKS), name))
+    return column

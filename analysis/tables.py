@@ -1,0 +1,291 @@
+"""The papers' tables from the tracked runs: ``python -m analysis.tables [--study NAME] [--out DIR]``.
+
+Writes tables 3 (accuracies), 6 and 7 as Markdown, CSV, LaTeX and HTML, and `cells.csv` with one row per
+cell of the study (`analysis.cells.TIDY`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from analysis.cells import ATTACKS, STUDY_BITS, bits_order, cell_table, newest
+from analysis.store import default_uri, load_runs
+
+MISSING = "missing"
+_FIGURES = {"adversarial_accuracy": ("adv. acc.", 3), "l2": ("L2", 3), "linf": ("L∞", 3)}
+_PAPER_GRID = {"n": "1000", "seed": "0,1,2"}
+_TITLES = {"mnist_a": "Mnist A", "resnet20": "ResNet20"}
+
+
+@dataclass
+class PaperTable:
+    """A table ready to be written: text cells, and what is missing from it.
+
+    Attributes:
+        sections: title -> frame of text cells, indexed by bits.
+        commands: what to run for the cells shown as missing.
+    """
+
+    number: str
+    caption: str
+    sections: dict[str, pd.DataFrame] = field(default_factory=dict)
+    commands: list[str] = field(default_factory=list)
+
+
+def accuracies(runs: pd.DataFrame) -> PaperTable:
+    """Tables 2 and 3: test accuracy in per cent by bits and network, mean ± standard deviation over training seeds."""
+    table = PaperTable(
+        "3", "Test set accuracy (%) of the networks. Mean ± standard deviation where there are several training seeds."
+    )
+    if runs.empty:
+        return table
+    runs = newest(runs)
+    columns: dict[str, pd.Series] = {}
+    for keys, group in runs.groupby(["params.data", "params.model"]):
+        data, model = keys
+        for label, part in _by_settings(group):
+            found = part.groupby("params.bits")["metrics.test_accuracy"].agg(["mean", "std"]) * 100
+            text = found.apply(lambda row: _with_spread(row["mean"], row["std"], 2), axis=1)
+            columns[_section_title(model, data, label)] = text.reindex(_all_bits(found.index))
+            absent = [bits for bits in STUDY_BITS if bits not in found.index]
+            if absent:
+                table.commands.append(_command("train", part, {"model": model, "data": data, "bits": ",".join(absent)}))
+    frame = pd.DataFrame(columns)
+    table.sections["Accuracy"] = frame.reindex(_all_bits(frame.index)).fillna(MISSING)
+    return table
+
+
+def direct_attacks(cells: pd.DataFrame, runs: pd.DataFrame) -> PaperTable:
+    """Table 6: bits by attack × {adversarial accuracy, L2, L∞}, published value in brackets."""
+    table = PaperTable(
+        "6",
+        "Adversarial accuracy and mean L2 and L∞ over successful images, attacks created and applied on the same"
+        " network. Mean ± standard deviation over attack seeds; the paper's value in brackets.",
+    )
+    return _by_network(table, cells, runs, ATTACKS, _FIGURES)
+
+
+def saliency_distances(cells: pd.DataFrame, runs: pd.DataFrame) -> PaperTable:
+    """Table 7: mean L0 of successful images under JSMA."""
+    table = PaperTable(
+        "7", "Mean L0 (changed input values) over successful images under JSMA. Mean ± standard deviation over seeds."
+    )
+    return _by_network(table, cells, runs, ("jsma",), {"l0": ("L0", 1)})
+
+
+def _by_network(
+    table: PaperTable, cells: pd.DataFrame, runs: pd.DataFrame, attacks: tuple[str, ...], figures: dict
+) -> PaperTable:
+    cells = cells[cells["attack"].isin(attacks)]
+    for (data, model), group in cells.groupby(["data", "model"]):
+        columns: dict[tuple[str, str], pd.Series] = {}
+        for attack in attacks:
+            mine = group[group["attack"] == attack]
+            for variant in mine["variant"].unique() if len(mine) else [""]:
+                part = mine[mine["variant"] == variant].set_index("bits")
+                name = attack if mine["variant"].nunique() < 2 else f"{attack} ({variant})"
+                for figure, (heading, digits) in figures.items():
+                    columns[name, heading] = _figure_column(part, figure, digits)
+        frame = pd.DataFrame(columns)
+        frame = frame.reindex(_all_bits(frame.index)).fillna(MISSING)
+        table.sections[_section_title(model, data)] = frame
+        table.commands += _missing_commands(group, runs, data, model, attacks)
+    return table
+
+
+def _figure_column(part: pd.DataFrame, figure: str, digits: int) -> pd.Series:
+    def text(row: pd.Series) -> str:
+        ours = _with_spread(row[figure], row.get(f"{figure}_sd"), digits) if pd.notna(row[figure]) else "–"
+        paper = row.get(f"paper_{figure}")
+        return f"{ours} ({paper:.{digits}f})" if paper is not None and pd.notna(paper) else ours
+
+    return part.apply(text, axis=1) if len(part) else pd.Series(dtype=object)
+
+
+def _with_spread(mean: float, spread: float | None, digits: int) -> str:
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None and pd.notna(spread) else "")
+
+
+def _all_bits(found: pd.Index) -> list[str]:
+    return sorted({*STUDY_BITS, *found}, key=bits_order)
+
+
+def _section_title(model: str, data: str, label: str = "") -> str:
+    return f"{_TITLES.get(model, model)} on {data}" + (f" ({label})" if label else "")
+
+
+def _by_settings(group: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Split trainings of one model by the settings that differ, the training seed and bits aside."""
+    settings = [c for c in group.columns if c.startswith("params.")]
+    replicate = {"params.bits", "params.weight_bits", "params.activation_bits", "params.training.seed"}
+    free = [c for c in settings if c not in replicate and group[c].astype(str).nunique() > 1]
+    if not free:
+        return [("", group)]
+    return [
+        (", ".join(f"{c.removeprefix('params.')}={value}" for c, value in zip(free, values, strict=True)), part)
+        for values, part in group.groupby(free, dropna=False)
+    ]
+
+
+def _missing_commands(
+    group: pd.DataFrame, runs: pd.DataFrame, data: str, model: str, attacks: tuple[str, ...]
+) -> list[str]:
+    """Commands for the cells of the published grid that this network lacks."""
+    absent: dict[tuple[str, ...], list[str]] = {}
+    for bits in STUDY_BITS:
+        have = set(group.loc[group["bits"] == bits, "attack"])
+        lacking = tuple(name for name in attacks if name not in have)
+        if lacking:
+            absent.setdefault(lacking, []).append(bits)
+    mine = runs[(runs["params.data"] == data) & (runs["params.model"] == model)]
+    n, seeds = mine["params.n_requested"].unique(), sorted(mine["params.seed"].unique(), key=int)
+    common = {"n": n[0] if len(n) == 1 else _PAPER_GRID["n"], "seed": ",".join(seeds) or _PAPER_GRID["seed"]}
+    return [
+        _command("attack", mine, {"model": model, "data": data, "bits": ",".join(b), "attack": ",".join(a), **common})
+        for a, b in absent.items()
+    ]
+
+
+def _command(pipeline: str, like: pd.DataFrame, axes: dict[str, str]) -> str:
+    """The launch that fills cells, under the study and further overrides its neighbours were launched with."""
+    more = []
+    for name, column in (("experiment", "experiment"), ("study", "study")):
+        values = set(like[column]) - {""}
+        more += [f"{name}={values.pop()}"] if len(values) == 1 else []
+    overrides = set(like["overrides"]) - {""}
+    more += shlex.split(overrides.pop()) if len(overrides) == 1 else []
+    return " ".join(["python -m", f"pipelines.{pipeline}", "-m", *more, *(f"{k}={v}" for k, v in axes.items())])
+
+
+def write(table: PaperTable, folder: Path) -> list[Path]:
+    """Write `tableN.md`, `.csv`, `.tex` and `.html`; returns their paths."""
+    formats: dict[str, Callable[[PaperTable], str]] = {"md": markdown, "csv": csv, "tex": latex, "html": html}
+    paths = []
+    for suffix, render in formats.items():
+        path = folder / f"table{table.number}.{suffix}"
+        path.write_text(render(table))
+        paths.append(path)
+    return paths
+
+
+def markdown(table: PaperTable) -> str:
+    parts = [f"# Table {table.number}", table.caption]
+    for title, frame in table.sections.items():
+        parts += [f"## {title}", _flat(frame).to_markdown(disable_numparse=True)]
+    if table.commands:
+        parts += ["Missing cells are filled by", "\n".join(f"    {command}" for command in table.commands)]
+    return "\n\n".join(parts) + "\n"
+
+
+def csv(table: PaperTable) -> str:
+    frames = [_flat(frame).assign(network=title) for title, frame in table.sections.items()]
+    return pd.concat(frames).set_index("network", append=True).swaplevel().to_csv() if frames else ""
+
+
+def latex(table: PaperTable) -> str:
+    parts = []
+    for title, frame in table.sections.items():
+        escaped = frame.rename(columns=_tex).map(_tex)
+        escaped.columns = escaped.columns.set_names([None] * escaped.columns.nlevels)
+        caption = _tex(f"Table {table.number}, {title}. {table.caption}")
+        parts.append(escaped.to_latex(caption=caption, column_format="l" + "r" * frame.shape[1]))
+    return "\n".join(parts)
+
+
+def html(table: PaperTable) -> str:
+    body = [f"<h1>Table {table.number}</h1><p>{table.caption}</p>"]
+    for title, frame in table.sections.items():
+        body += [f"<h2>{title}</h2>", frame.to_html(border=0)]
+    if table.commands:
+        body += ["<p>Missing cells are filled by</p><pre>", "\n".join(table.commands), "</pre>"]
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;max-width:100%;overflow-x:auto}"
+        "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
+        "th,td{padding:.3rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid #ddd}"
+        "thead th{text-align:center;background:#f4f4f4}"
+    )
+    head = f'<meta charset="utf-8"><title>Table {table.number}</title><style>{style}</style>'
+    return f"<!doctype html><html><head>{head}</head><body>{''.join(body)}</body></html>\n"
+
+
+def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+    columns = [" ".join(c) if isinstance(c, tuple) else c for c in frame.columns]
+    return frame.set_axis(columns, axis=1).rename_axis("bits")
+
+
+def _tex(text: str) -> str:
+    for plain, escaped in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("L∞", r"$L_\infty$"), ("L2", "$L_2$"), ("L0", "$L_0$"), ("–", "--")):  # fmt: skip
+        text = text.replace(plain, escaped)
+    return text
+
+
+def show(table: PaperTable, console: Console) -> None:
+    """Print a table: one column per attack, its figures under one another."""
+    console.print(f"\n[bold]Table {table.number}[/bold]  {table.caption}", highlight=False)
+    for title, frame in table.sections.items():
+        grid = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        grid.add_column("bits", justify="right")
+        names = list(dict.fromkeys(c[0] if isinstance(c, tuple) else c for c in frame.columns))
+        for name in names:
+            grid.add_column(name)
+        for bits, row in frame.iterrows():
+            grid.add_row(str(bits), *(_stacked(row, name) for name in names))
+        console.print(grid)
+    for command in table.commands:
+        console.print(f"missing: {command}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _stacked(row: pd.Series, name: str) -> str:
+    mine = row[name]
+    if isinstance(mine, str):
+        return mine
+    if (mine == MISSING).all():
+        return MISSING
+    return "\n".join(value if i == 0 else f"{heading} {value}" for i, (heading, value) in enumerate(mine.items()))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Regenerate the tables; the exit status is 1 where there is nothing to make them from."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.tables", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--study", action="append", default=[], help="only runs of this study (may be repeated)")
+    parser.add_argument("--tracking-uri", default=default_uri(), help="MLflow store (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("tables"), help="folder to write to (default: %(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="write the files only")
+    chosen = parser.parse_args(arguments)
+    try:
+        attack_runs, train_runs = (load_runs(kind, chosen.tracking_uri, chosen.study) for kind in ("attack", "train"))
+    except LookupError as error:
+        print(f"error: {error.args[0]}", file=sys.stderr)
+        return 1
+    if attack_runs.empty and train_runs.empty:
+        print(f"error: no complete runs in {chosen.tracking_uri}: launch a sweep first", file=sys.stderr)
+        return 1
+    cells = cell_table(attack_runs)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    cells.to_csv(chosen.out / "cells.csv", index=False)
+    tables = [accuracies(train_runs), direct_attacks(cells, attack_runs), saliency_distances(cells, attack_runs)]
+    console = Console()
+    for table in tables:
+        if table.sections:
+            write(table, chosen.out)
+            if not chosen.quiet:
+                show(table, console)
+    superseded = int(cells["superseded_runs"].sum())
+    if superseded:
+        console.print(f"{superseded} older runs of the same cells were left out")
+    console.print(f"written to {chosen.out.absolute()}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
