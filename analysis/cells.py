@@ -65,7 +65,7 @@ def _variants(runs: pd.DataFrame, settings: list[str]) -> pd.Series:
     labels = runs["params.variant"].copy()
     free = [name for name in settings if name not in {*_AXES, *_OF_BITS, "params.variant"}]
     for keys, own in (
-        (_AXES[:2] + ["params.attack"], [name for name in free if _OF_ATTACK.fullmatch(name)]),
+        ([*_AXES[:2], "params.attack"], [name for name in free if _OF_ATTACK.fullmatch(name)]),
         (_AXES[:2], [name for name in free if not _OF_ATTACK.fullmatch(name)]),
     ):
         for _, group in runs.groupby(keys):
@@ -101,7 +101,8 @@ def _cell(group: pd.DataFrame) -> dict[str, object]:
 
 
 def _parameters(run: pd.Series) -> dict[str, str]:
-    own = {name.removeprefix("params.attack."): value for name, value in run.items() if "params.attack." in str(name)}
+    parameters = {str(name): value for name, value in run.items()}
+    own = {n.removeprefix("params.attack."): v for n, v in parameters.items() if n.startswith("params.attack.")}
     plain = {"quantizer": "dorefa", "model.net.topology": "auto", "attack.target": "None"}
     departs = any(run.get(f"params.{name}", usual) not in (usual, "") for name, usual in plain.items())
     return {"departs": "yes"} if departs else {name: value for name, value in own.items() if value}

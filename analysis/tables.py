@@ -24,6 +24,7 @@ from analysis.store import default_uri, load_runs
 MISSING = "missing"
 _FIGURES = {"adversarial_accuracy": ("adv. acc.", 3), "l2": ("L2", 3), "linf": ("L∞", 3)}
 _PAPER_GRID = {"n": "1000", "seed": "0,1,2"}
+_TEX = {"_": r"\_", "%": r"\%", "±": r"$\pm$", "L∞": r"$L_\infty$", "L2": "$L_2$", "L0": "$L_0$", "–": "--"}
 _TITLES = {"mnist_a": "Mnist A", "resnet20": "ResNet20"}
 
 
@@ -52,7 +53,7 @@ def accuracies(runs: pd.DataFrame) -> PaperTable:
     runs = newest(runs)
     columns: dict[str, pd.Series] = {}
     for keys, group in runs.groupby(["params.data", "params.model"]):
-        data, model = keys
+        data, model = map(str, keys)
         for label, part in _by_settings(group):
             found = part.groupby("params.bits")["metrics.test_accuracy"].agg(["mean", "std"]) * 100
             text = found.apply(lambda row: _with_spread(row["mean"], row["std"], 2), axis=1)
@@ -87,7 +88,8 @@ def _by_network(
     table: PaperTable, cells: pd.DataFrame, runs: pd.DataFrame, attacks: tuple[str, ...], figures: dict
 ) -> PaperTable:
     cells = cells[cells["attack"].isin(attacks)]
-    for (data, model), group in cells.groupby(["data", "model"]):
+    for keys, group in cells.groupby(["data", "model"]):
+        data, model = map(str, keys)
         columns: dict[tuple[str, str], pd.Series] = {}
         for attack in attacks:
             mine = group[group["attack"] == attack]
@@ -224,7 +226,7 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tex(text: str) -> str:
-    for plain, escaped in (("_", r"\_"), ("%", r"\%"), ("±", r"$\pm$"), ("L∞", r"$L_\infty$"), ("L2", "$L_2$"), ("L0", "$L_0$"), ("–", "--")):  # fmt: skip
+    for plain, escaped in _TEX.items():
         text = text.replace(plain, escaped)
     return text
 

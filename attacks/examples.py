@@ -49,7 +49,7 @@ def load_examples(path: Path) -> AdversarialExamples:
     try:
         with safe_open(path, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in _TENSORS}
-            perturbation = stored.get_tensor("perturbation") if "perturbation" in stored.keys() else None
+            perturbation = stored.get_tensor("perturbation") if "perturbation" in set(stored.keys()) else None
             metadata = dict(stored.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} holds no stored adversarial examples, or is damaged ({error})") from error

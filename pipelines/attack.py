@@ -89,7 +89,10 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     clean_logits = predict(net, x)
     targets = choose_targets(cfg.attack.get("target"), clean_logits, y, seed=cfg.seed)
     params = {**train.parameters(cfg, data), **_parameters(cfg), "network": source.description["fingerprint"]}
-    about = f"{cfg.attack.name} ({cfg.attack.variant}) against {train.network_name(cfg)} on {len(selection)} images of {data.name}."
+    about = (
+        f"{cfg.attack.name} ({cfg.attack.variant}) against {train.network_name(cfg)}"
+        f" on {len(selection)} images of {data.name}."
+    )
     with tracker.leaf(
         label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=about
     ) as run_id:

@@ -37,4 +37,4 @@ def network_identity(cfg: DictConfig, data_digest: str) -> dict[str, Any]:
 
 def plain(node: DictConfig) -> dict[str, Any]:
     """A config node as resolved plain values."""
-    return OmegaConf.to_container(node, resolve=True)  # type: ignore[return-value]
+    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)  # type: ignore[return-value]

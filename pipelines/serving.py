@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mlflow
+import mlflow.models
 import numpy as np
 import torch
+from mlflow.pyfunc import PythonModel
 
 from qnn.checkpoint import rebuild
 from qnn.training import predict
 
 
-class StoredNetwork(mlflow.pyfunc.PythonModel):
+class StoredNetwork(PythonModel):
     """Takes float32 images (n, channels, height, width) in [0, 1], returns logits (n, classes)."""
 
     def load_context(self, context) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pkgutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
@@ -44,7 +46,7 @@ def _load_data(settings: str) -> ImageData:
     chosen = json.loads(settings)
     arguments = {name: value for name, value in chosen.items() if name not in DATA_META}
     try:
-        return _function(chosen["function"])(**arguments)  # type: ignore[no-any-return]
+        return _function(chosen["function"])(**arguments)
     except (ValueError, OSError, TypeError) as error:
         raise InputError(one_line(error)) from error
 
@@ -163,14 +165,16 @@ def device(cfg: DictConfig) -> torch.device:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception on one line."""
-    return " ".join(str(error).split())
+    """The message of an exception on one line, without Hydra's search path and its advice to add keys."""
+    text = str(error).split("Config search path:")[0]
+    text = re.sub(r"To append to your config use \S+", "There is no such key: --cfg job prints those there are", text)
+    return " ".join(text.split())
 
 
 def _function(path: str) -> Callable[..., Any]:
     try:
-        return get_method(path)
-    except (ImportError, ValueError, HydraException) as error:
+        return pkgutil.resolve_name(":".join(path.rsplit(".", 1)))  # type: ignore[no-any-return]
+    except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"there is no function {path}: check backend, attack and data") from error
 
 

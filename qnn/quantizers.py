@@ -20,11 +20,11 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 class _RoundToLevels(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, steps: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, steps: int) -> Tensor:
         return torch.round(x * steps) / steps
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx, grad: Tensor):
         return grad, None
 
 
@@ -34,17 +34,17 @@ def quantize_unit(x: Tensor, bits: int) -> Tensor:
     >>> quantize_unit(torch.tensor([0.1, 0.5, 0.9]), bits=1)
     tensor([0., 0., 1.])
     """
-    return _RoundToLevels.apply(x, 2**bits - 1)  # type: ignore[no-any-return]
+    return _RoundToLevels.apply(x, 2**bits - 1)
 
 
 class _ScaledSign(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, w: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx, w: Tensor) -> Tensor:
         scale = w.abs().mean()
         return torch.where(w >= 0, scale, -scale)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx, grad: Tensor) -> Tensor:
         return grad
 
 
@@ -64,7 +64,7 @@ class DoReFaWeight(nn.Module):
         with torch.autocast(w.device.type, enabled=False):
             w = w.float()
             if self.bits == 1:
-                return _ScaledSign.apply(w)  # type: ignore[no-any-return]
+                return _ScaledSign.apply(w)
             bounded = torch.tanh(w)
             unit = bounded / (2 * bounded.abs().max()) + 0.5
             return 2 * quantize_unit(unit, self.bits) - 1

@@ -51,7 +51,7 @@ class Recipe:
     stop_below_lr: float = 0.0
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDivergedError(RuntimeError):
     """The loss is no longer a finite number."""
 
 
@@ -81,7 +81,7 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         loss = self.trainer.callback_metrics["train_loss"]
         if not torch.isfinite(loss):
-            raise TrainingDiverged(f"the training loss is {loss.item()} after epoch {self.current_epoch + 1}")
+            raise TrainingDivergedError(f"the training loss is {loss.item()} after epoch {self.current_epoch + 1}")
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
@@ -103,7 +103,8 @@ class Classifier(pl.LightningModule):
 
 
 def _parameter_groups(net: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in net.named_parameters():
         (decayed if recipe.weight_decay and re.fullmatch(recipe.decayed, name) else others).append(parameter)
     if recipe.weight_decay and not decayed:
@@ -152,7 +153,7 @@ def train(
     goes on from there.
 
     Raises:
-        TrainingDiverged: the loss became NaN or infinite.
+        TrainingDivergedError: the loss became NaN or infinite.
     """
     checkpoints = ModelCheckpoint(folder, filename="best", monitor="val_loss", save_last=True, save_weights_only=False)
     trainer = pl.Trainer(
@@ -168,7 +169,7 @@ def train(
     )
     device = trainer.strategy.root_device
     if channels_last:
-        net = net.to(memory_format=torch.channels_last)
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     module = Classifier(net, recipe, len(data.class_names), seed)
     if compile_net:
         module.forward_net = torch.compile(net)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pooch
@@ -17,6 +18,7 @@ def fetch(urls: list[str], *, folder: Path, name: str, md5: str, advice: str) ->
     Raises:
         DataError: nothing answered, or what came was not the right file; ends with `advice`.
     """
+    made = next((parent for parent in reversed((folder, *folder.parents)) if not parent.exists()), None)
     problems = []
     for url in urls:
         try:
@@ -24,4 +26,6 @@ def fetch(urls: list[str], *, folder: Path, name: str, md5: str, advice: str) ->
             return Path(pooch.retrieve(url, known_hash=f"md5:{md5}", fname=name, path=folder, downloader=downloader))
         except (OSError, ValueError) as error:
             problems.append(type(error).__name__)
+    if made is not None:
+        shutil.rmtree(made, ignore_errors=True)
     raise DataError(f"{name} is not in {folder} and could not be downloaded ({', '.join(problems)}): {advice}")
