@@ -7,6 +7,7 @@ cell of the study (`analysis.cells.TIDY`).
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ MISSING = "missing"
 _FIGURES = {"adversarial_accuracy": ("adv. acc.", 3), "l2": ("L2", 3), "linf": ("L∞", 3)}
 _PAPER_GRID = {"n": "1000", "seed": "0,1,2"}
 _TEX = {"_": r"\_", "%": r"\%", "±": r"$\pm$", "L∞": r"$L_\infty$", "L2": "$L_2$", "L0": "$L_0$", "–": "--"}
+_SPREAD = re.compile(r" ± [\d.]+")
 _TITLES = {"mnist_a": "Mnist A", "resnet20": "ResNet20"}
 
 
@@ -248,12 +250,14 @@ def show(table: PaperTable, console: Console) -> None:
 
 
 def _stacked(row: pd.Series, name: str) -> str:
+    """The figures of one attack under one another, without their spread, which the files have."""
     mine = row[name]
     if isinstance(mine, str):
         return mine
     if (mine == MISSING).all():
         return MISSING
-    return "\n".join(value if i == 0 else f"{heading} {value}" for i, (heading, value) in enumerate(mine.items()))
+    short = [_SPREAD.sub("", value) for value in mine]
+    return "\n".join(value if i == 0 else f"{mine.index[i]} {value}" for i, value in enumerate(short))
 
 
 def main(arguments: list[str] | None = None) -> int:

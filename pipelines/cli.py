@@ -30,6 +30,11 @@ def launch(name: str) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+            return 1
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("interrupted: what is complete is kept; run the same command again to go on", file=sys.stderr)
         return 130

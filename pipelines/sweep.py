@@ -241,7 +241,8 @@ def _parent_run(tracker: Tracker, pipeline: Pipeline, config: DictConfig, cells:
         return known
     axes = {o.partition("=")[0]: o.partition("=")[2] for o in config.hydra.overrides.task}
     command = " ".join(["python -m", f"pipelines.{pipeline.KIND}", "-m", *config.hydra.overrides.task])
-    name = f"{pipeline.KIND} sweep: " + " × ".join(f"{axis} {value}" for axis, value in axes.items())
+    swept = " × ".join(value for value in axes.values() if "," in value)
+    name = f"{pipeline.KIND} sweep, {len(cells)} cells: {swept}"
     listed = "\n".join(f"- **{axis}**: {value}" for axis, value in axes.items())
     note = f"A sweep of {len(cells)} cells.\n\n{listed}\n\n    {command}\n"
     return tracker.start(name[:250], kind="sweep", fingerprint=key, params=axes, parent=None, note=note)

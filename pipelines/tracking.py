@@ -51,6 +51,7 @@ from qnn.data import ImageData
 SERVER_TIMEOUT_S = 5
 LAUNCHED_BY = "QNN_LAUNCHED_BY"
 _SQLITE = "sqlite:///"
+_OF_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which of its two faces the UI shows
 
 
 def detach_from_mlproject() -> None:
@@ -97,7 +98,7 @@ class Tracker:
                 experiment = client.get_experiment_by_name(study)
                 if experiment is None:
                     place = Path(artifacts).absolute().as_uri() if uri.startswith(_SQLITE) else None
-                    experiment_id = client.create_experiment(study, artifact_location=place)
+                    experiment_id = client.create_experiment(study, artifact_location=place, tags=_OF_TRAINING)
                     return cls(client, uri, experiment_id, tags or {})
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise InputError(f"the tracking store {uri} cannot be used: {one_line(error)[:300]}") from error

@@ -138,8 +138,8 @@ def _description(cfg: DictConfig, data: ImageData, fingerprint: str, test_accura
 
 
 def _log_model(run_id: str, stored: Path, data: ImageData, name: str) -> None:
-    images = TensorSpec(np.dtype("float32"), (-1, *data.shape), "images")
-    logits = TensorSpec(np.dtype("float32"), (-1, len(data.class_names)), "logits")
+    images = TensorSpec(np.dtype("float32"), (-1, *data.shape))
+    logits = TensorSpec(np.dtype("float32"), (-1, len(data.class_names)))
     with mlflow.start_run(run_id=run_id):
         mlflow.pyfunc.log_model(
             name="model",

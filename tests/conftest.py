@@ -1,0 +1,28 @@
+"""What the tests of several packages need."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+UNPACKER = Path(__file__).parents[2] / "shared" / "data" / "unpack.py"
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root that holds the original MNIST files, and CIFAR-10 where it is at hand too."""
+    given = os.environ.get("QNN_DATA")
+    if given and (Path(given) / "MNIST" / "raw").is_dir():
+        return Path(given)
+    if UNPACKER.is_file():
+        root = tmp_path_factory.mktemp("real-data")
+        subprocess.run([sys.executable, str(UNPACKER), str(root)], check=True, capture_output=True)
+        return root
+    pytest.skip("real MNIST is not at hand: set QNN_DATA")

@@ -1,0 +1,80 @@
+import json
+from pathlib import Path
+
+import pytest
+
+MODELS = "cifar_a cifar_b cifar_c lenet5_a lenet5_b lenet5_c mnist_a mnist_b mnist_c resnet20 resnet32"
+DIGITS = "digits has 1×28×28"
+
+CASES = [
+    ("attack", ["model=nope"], MODELS),
+    ("attack", ["attack=nope"], "boundary cw fgsm jsma uap"),
+    ("attack", ["bits=0"], "bits=0 is not a bit width: use FP, a whole number from 1 to 16"),
+    ("attack", ["bits=17"], "bits=17 is not a bit width"),
+    ("attack", ["bits=1.5"], "bits=1.5 is not a bit width"),
+    ("attack", ["bits=w0a4"], "bits=w0a4 is not a bit width"),
+    ("attack", ["attack.eps=1.5"], "attack.eps=1.5 is out of range: it must be a number in [0, 1]"),
+    ("attack", ["attack.eps=-0.1"], "attack.eps=-0.1 is out of range"),
+    ("attack", ["attack.eps=null"], "attack.eps=None is out of range"),
+    ("attack", ["attack.foo=1"], "attack.foo"),
+    ("attack", ["+attack.foo=1"], "attack=fgsm has no parameter foo: it has eps"),
+    ("attack", ["attack=cw", "attack.confidence=-1"], "attack.confidence=-1 is out of range"),
+    ("attack", ["attack=uap", "+attack.target=3"], "attack=uap has no targeted form"),
+    ("attack", ["attack.target=10"], "attack.target=10 is unknown: use a class from 0 to 9"),
+    ("attack", ["backend=nope"], "there is no function attacks.nope.fgsm"),
+    ("attack", ["n=0"], "n=0 is out of range"),
+    ("attack", ["seed=x"], "seed=x must be a whole number"),
+    ("attack", ["model=resnet20"], "model=resnet20 takes images of shape 3×32×32, data=" + DIGITS),
+    ("attack", ["quantizer=clip_only", "bits=4"], "quantizer=clip_only does not round, so it needs bits=FP"),
+    ("attack", ["bits=1", "model.net.topology=fp"], "topology=fp has no place for quantisers"),
+    ("attack", ["data=mnist", "data.download=false", "data.root=nowhere"], "is missing: put the original MNIST"),
+    ("attack", ["data=cifar10", "data.download=false", "data.root=nowhere", "model=resnet20"], "lacks data_batch_1"),
+    ("attack", ["data=image_folder"], "data.root"),
+    ("attack", ["data=image_folder", "data.root=nowhere"], "data.root=nowhere is not a folder"),
+    ("attack", ["network=nowhere"], "network=nowhere is neither a folder with a stored network nor an MLflow run id"),
+    ("attack", ["work=/proc/nowhere"], "work=/proc/nowhere cannot be written to"),
+    ("attack", ["tracking.uri=sqlite:////proc/nowhere/runs.db"], "the tracking store /proc/nowhere/runs.db"),
+    ("attack", ["tracking.uri=http://127.0.0.1:9"], "the tracking server http://127.0.0.1:9 does not answer"),
+    ("train", ["training.epochs=0"], "epochs and batch_size must be at least 1"),
+    ("train", ["trainer.accelerator=tpu"], "trainer.accelerator=tpu is unknown"),
+    ("evaluate", [], "no trained mnist_a FP on digits with this recipe is stored"),
+    ("evaluate", ["network=nowhere"], "network=nowhere is neither"),
+]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "overrides", "message"), CASES, ids=[" ".join([case[0], *case[1]]) for case in CASES]
+)
+@pytest.mark.parametrize("mode", [[], ["-m"]], ids=["one", "sweep"])
+def test_one_line_error_before_anything_is_computed(pipeline, overrides, message, mode, command, workspace, capsys):
+    assert command(pipeline, *mode, *overrides) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("checking")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not list(workspace.rglob("*.ckpt"))
+    assert not (workspace / "mlartifacts").exists()
+
+
+def test_a_sweep_names_every_bad_cell_before_the_first_runs(command, workspace, capsys):
+    assert command("attack", "-m", "bits=FP,0,1,99", "attack=fgsm,cw") == 1
+    error = capsys.readouterr().err
+    assert "bits=0 " in error
+    assert "bits=99 " in error
+    assert not (workspace / "mlflow.db").exists()
+
+
+def test_stored_network_that_is_not_the_one_asked_for(command, workspace, capsys):
+    described = {"model": "mnist_a", "net": {}, "quantizer": "dorefa", "bits": "1"}
+    (workspace / "stored").mkdir()
+    (workspace / "stored" / "network.json").write_text(json.dumps(described))
+    assert command("attack", "network=stored", "bits=4") == 1
+    assert "is model=mnist_a bits=1 quantizer=dorefa, not model=mnist_a bits=4" in capsys.readouterr().err
+
+
+def test_stored_examples_that_are_none(command, workspace, capsys):
+    assert command("train", "training.epochs=1") == 0
+    Path("examples.safetensors").write_bytes(b"\x80\x04cos\nsystem\n(S'touch hacked'\ntR.")
+    assert command("evaluate", "training.epochs=1", "examples=examples.safetensors") == 1
+    assert "holds no stored adversarial examples" in capsys.readouterr().err
+    assert not (workspace / "hacked").exists()

@@ -1,0 +1,186 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qnn.layers import QuantConv2d, QuantLinear
+from qnn.models import CifarConvNet, LeNet5, MnistConvNet, ResNet
+from qnn.quantizers import ClipOnly, DoReFa, Quantizer
+
+SETTINGS: dict[str, tuple[type[nn.Module], dict]] = {
+    "mnist_a": (MnistConvNet, {"width": 16}),
+    "mnist_b": (MnistConvNet, {"width": 32}),
+    "mnist_c": (MnistConvNet, {"width": 64}),
+    "lenet5_a": (LeNet5, {}),
+    "lenet5_b": (LeNet5, {"extra": [500]}),
+    "lenet5_c": (LeNet5, {"extra": [500, 500]}),
+    "cifar_a": (CifarConvNet, {"variant": "a"}),
+    "cifar_b": (CifarConvNet, {"variant": "b"}),
+    "cifar_c": (CifarConvNet, {"variant": "c"}),
+    "resnet20": (ResNet, {"n": 3}),
+    "resnet32": (ResNet, {"n": 5}),
+    "resnet44": (ResNet, {"n": 7}),
+}
+FULL = {
+    "mnist_a": 414_170,
+    "mnist_b": 836_522,
+    "mnist_c": 1_722_698,
+    "lenet5_a": 61_706,
+    "lenet5_b": 274_206,
+    "lenet5_c": 524_706,
+    "cifar_a": 4_495_306,
+    "cifar_b": 9_006_410,
+    "cifar_c": 2_431_434,
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+}
+QUANTIZED = {name: FULL[name] for name in FULL if not name.startswith(("cifar", "resnet"))} | {
+    "cifar_a": 4_498_314,
+    "resnet20": 270_394,
+    "resnet32": 465_274,
+    "resnet44": 660_154,
+}
+QUANTIZED_WEIGHTS = {
+    "mnist_a": 408_320,
+    "mnist_b": 830_464,
+    "mnist_c": 1_716_224,
+    "resnet20": 267_264,
+    "resnet32": 460_800,
+    "resnet44": 654_336,
+}
+SMALL = pytest.mark.parametrize("name", ["mnist_a", "lenet5_c", "cifar_a", "resnet20"])
+
+
+def build(name: str, quantizer: Quantizer, **more) -> nn.Module:
+    kind, settings = SETTINGS[name]
+    torch.manual_seed(0)
+    return kind(quantizer, **settings, **more)
+
+
+def size(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def layers(net: nn.Module) -> list[nn.Module]:
+    return [module for module in net.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+
+
+def images(net: nn.Module, count: int) -> Tensor:
+    return torch.rand(count, *net.input_shape, generator=torch.Generator().manual_seed(0))
+
+
+def inputs_of(net: nn.Module, modules: list[nn.Module]) -> list[Tensor]:
+    """What reaches each of `modules` in a forward pass over eight images."""
+    seen: dict[nn.Module, Tensor] = {}
+    hooks = [m.register_forward_pre_hook(lambda m, args: seen.update({m: args[0].detach()})) for m in modules]
+    with torch.no_grad():
+        net.train()(images(net, 8))
+    for hook in hooks:
+        hook.remove()
+    return [seen[module] for module in modules]
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_size_at_full_precision(name: str):
+    assert size(build(name, DoReFa("FP"))) == FULL[name]
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_size_of_the_quantized_network(name: str):
+    assert size(build(name, DoReFa("1"))) == QUANTIZED[name]
+
+
+@pytest.mark.parametrize("name", QUANTIZED_WEIGHTS)
+def test_number_of_quantized_weights(name: str):
+    net = build(name, DoReFa("4"))
+    assert (
+        sum(m.weight.numel() for m in net.modules() if isinstance(m, QuantConv2d | QuantLinear))
+        == (QUANTIZED_WEIGHTS[name])
+    )
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("bits", ["FP", "2"])
+def test_first_and_last_layer_are_plain_and_all_others_quantized(name: str, bits: str):
+    first, *hidden, last = layers(build(name, DoReFa(bits)))
+    assert type(first) is nn.Conv2d
+    assert type(last) is nn.Linear
+    assert all(isinstance(layer, QuantConv2d | QuantLinear) for layer in hidden)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("bits", ["FP", "1"])
+def test_logits_have_the_shape_promised(name: str, bits: str):
+    net = build(name, DoReFa(bits), classes=7).eval()
+    with torch.no_grad():
+        logits = net(images(net, 2))
+    assert logits.shape == (2, 7)
+    assert logits.dtype == torch.float32
+    assert logits.isfinite().all()
+
+
+@SMALL
+def test_full_precision_network_holds_no_quantizer(name: str):
+    names = {type(module).__name__ for module in build(name, DoReFa("FP")).modules()}
+    assert not {part for part in names if part.startswith(("DoReFa", "Clip"))}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("quantizer", [DoReFa("FP"), ClipOnly("FP")], ids=["unclipped", "clip_only"])
+def test_control_networks_have_the_quantized_size(name: str, quantizer: Quantizer):
+    assert size(build(name, quantizer, topology="quantized")) == QUANTIZED[name]
+
+
+@SMALL
+def test_fp_topology_takes_no_quantizer(name: str):
+    assert size(build(name, DoReFa("FP"), topology="fp")) == FULL[name]
+    for quantizer in (DoReFa("1"), DoReFa("wFPa8"), ClipOnly("FP")):
+        with pytest.raises(ValueError, match="topology=fp"):
+            build(name, quantizer, topology="fp")
+
+
+@SMALL
+def test_unknown_topology_is_refused(name: str):
+    with pytest.raises(ValueError, match="topology=dense is unknown"):
+        build(name, DoReFa("FP"), topology="dense")
+
+
+def test_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="variant=d is unknown"):
+        CifarConvNet(DoReFa("FP"), variant="d")
+
+
+def is_binary(values: Tensor) -> bool:
+    return bool(((values == 0) | (values == 1)).all())
+
+
+def test_one_bit_resnet_quantizes_only_the_input_of_second_convolutions():
+    net = build("resnet20", DoReFa("1"))
+    first = inputs_of(net, [block.conv1 for block in net.blocks])
+    second = inputs_of(net, [block.conv2 for block in net.blocks])
+    assert all(is_binary(values) and 0 < values.mean() < 1 for values in second)
+    assert is_binary(first[0])
+    assert not any(is_binary(values) for values in first[1:])
+
+
+def test_quantized_resnet_adds_quantized_branches_to_the_skip_path():
+    net = build("resnet20", DoReFa("1"))
+    sums = inputs_of(net, list(net.blocks)[1:3])
+    assert set(sums[0].unique().tolist()) <= {0, 1, 2}
+    assert set(sums[1].unique().tolist()) <= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("name", ["mnist_a", "lenet5_c"])
+def test_one_bit_network_feeds_bits_to_its_quantized_layers(name: str):
+    net = build(name, DoReFa("1"))
+    _, *hidden, last = layers(net)
+    assert all(is_binary(values) for values in inputs_of(net, hidden))
+    assert not is_binary(inputs_of(net, [last])[0])
+
+
+def test_one_bit_cifar_convnet_feeds_bits_to_its_quantized_layers():
+    net = build("cifar_a", DoReFa("1"))
+    _, *hidden, fc1, last = layers(net)
+    assert all(is_binary(values) for values in inputs_of(net, hidden))
+    assert set(inputs_of(net, [fc1])[0].unique().tolist()) <= {0, 2}, "dropout scales what it keeps by 2"
+    assert not is_binary(inputs_of(net, [last])[0])

@@ -1,0 +1,189 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qnn.quantizers import (
+    QUANTIZERS,
+    ClipOnly,
+    DoReFa,
+    DoReFaActivation,
+    DoReFaWeight,
+    quantize_unit,
+    straight_through,
+)
+
+BITS = pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
+MULTIBIT = pytest.mark.parametrize("bits", [2, 4, 8, 12, 16])
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def levels(bits: int) -> Tensor:
+    steps = 2**bits - 1
+    return torch.from_numpy(np.arange(steps + 1, dtype=np.float32) / np.float32(steps))
+
+
+def gradient(function, x: Tensor, upstream: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    (result,) = torch.autograd.grad(function(x), x, upstream)
+    return result
+
+
+def test_straight_through_takes_one_value_and_the_other_gradient():
+    x = noise(5).requires_grad_()
+    out = straight_through(x.round(), 3 * x)
+    torch.testing.assert_close(out, x.round())
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], torch.full((5,), 3.0))
+
+
+@BITS
+def test_every_level_is_a_fixed_point(bits: int):
+    assert torch.equal(quantize_unit(levels(bits), bits), levels(bits))
+
+
+@BITS
+def test_unit_values_go_to_the_nearest_level(bits: int):
+    x = torch.rand(4096, generator=torch.Generator().manual_seed(0))
+    rounded = quantize_unit(x, bits)
+    assert torch.isin(rounded, levels(bits)).all()
+    assert (rounded - x).abs().max() <= 0.5 / (2**bits - 1) + 1e-7
+
+
+@BITS
+def test_quantize_unit_is_idempotent(bits: int):
+    once = quantize_unit(torch.linspace(0, 1, 1001), bits)
+    assert torch.equal(quantize_unit(once, bits), once)
+
+
+@BITS
+def test_halves_go_to_the_even_level(bits: int):
+    even = 0 if bits == 1 else 2 ** (bits - 1)
+    assert quantize_unit(torch.tensor([0.5]), bits).item() == levels(bits)[even].item()
+
+
+@BITS
+def test_rounding_passes_the_gradient_unchanged(bits: int):
+    upstream = noise(50, seed=1)
+    assert torch.equal(gradient(lambda x: quantize_unit(x, bits), torch.linspace(0, 1, 50), upstream), upstream)
+
+
+@BITS
+def test_activation_is_clipped_and_rounded(bits: int):
+    x = torch.linspace(-2, 3, 501)
+    assert torch.equal(DoReFaActivation(bits)(x), quantize_unit(x.clamp(0, 1), bits))
+
+
+@BITS
+def test_activation_gradient_is_one_inside_and_zero_outside(bits: int):
+    x = torch.tensor([-3.0, -1e-6, 0.0, 0.3, 0.5, 0.9, 1.0, 1.0 + 1e-6, 7.0])
+    upstream = noise(9)
+    inside = (x >= 0) & (x <= 1)
+    assert torch.equal(gradient(DoReFaActivation(bits), x, upstream), upstream * inside)
+
+
+def test_one_bit_weight_is_the_mean_magnitude_with_the_sign():
+    w = torch.tensor([[-2.0, 0.0], [1.0, 3.0]])
+    assert DoReFaWeight(1)(w).tolist() == [[-1.5, 1.5], [1.5, 1.5]]
+
+
+def test_one_bit_weight_passes_the_gradient_unchanged_even_beyond_one():
+    upstream = noise(40, seed=1)
+    assert torch.equal(gradient(DoReFaWeight(1), 3 * noise(40), upstream), upstream)
+
+
+@MULTIBIT
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 10.0])
+def test_weight_spans_minus_one_to_one_on_the_levels(bits: int, scale: float):
+    w = scale * noise(20, 30)
+    quantized = DoReFaWeight(bits)(w)
+    assert quantized.abs().max() == 1
+    assert quantized.flatten()[w.abs().argmax()] == w.flatten()[w.abs().argmax()].sign()
+    assert torch.isin(quantized, 2 * levels(bits) - 1).all()
+    assert len(quantized.unique()) <= 2**bits
+
+
+@MULTIBIT
+def test_weight_is_within_half_a_step_of_the_unrounded_map(bits: int):
+    w = noise(20, 30).double()
+    unrounded = w.tanh() / w.tanh().abs().max()
+    error = DoReFaWeight(bits)(w.float()).double() - unrounded
+    assert error.abs().max() <= 1 / (2**bits - 1) + 1e-6
+
+
+@MULTIBIT
+def test_weight_gradient_is_that_of_the_unrounded_map(bits: int):
+    w, upstream = noise(20, 30), noise(20, 30, seed=1)
+    unrounded = gradient(lambda v: v.tanh() / v.tanh().abs().max(), w, upstream)
+    torch.testing.assert_close(gradient(DoReFaWeight(bits), w, upstream), unrounded, rtol=1e-4, atol=1e-6)
+
+
+@MULTIBIT
+def test_weight_gradient_flows_through_the_maximum(bits: int):
+    w = torch.tensor([0.2, -0.9, 0.4])
+    largest = gradient(DoReFaWeight(bits), w, torch.tensor([0.0, 1.0, 0.0]))
+    torch.testing.assert_close(largest, torch.zeros(3), rtol=0, atol=1e-6)
+    other = gradient(DoReFaWeight(bits), w, torch.tensor([1.0, 0.0, 0.0]))
+    assert other[1] > 0.05
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("quantizer", [DoReFaWeight, DoReFaActivation])
+def test_arithmetic_is_float32_under_autocast(quantizer: type[nn.Module], bits: int):
+    x = noise(64, 64)
+    plain = quantizer(bits)(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = quantizer(bits)(x)
+        low = quantizer(bits)(x.bfloat16())
+    assert cast.dtype == low.dtype == torch.float32
+    assert torch.equal(cast, plain)
+    assert torch.equal(low, quantizer(bits)(x.bfloat16().float()))
+
+
+@pytest.mark.parametrize(
+    ("bits", "weight", "activation"),
+    [
+        ("FP", nn.Identity, nn.Identity),
+        (3, DoReFaWeight, DoReFaActivation),
+        ("w1aFP", DoReFaWeight, nn.Identity),
+        ("wFPa4", nn.Identity, DoReFaActivation),
+    ],
+)
+def test_dorefa_gives_the_quantizers_of_its_bits(bits: str | int, weight: type, activation: type):
+    quantizer = DoReFa(bits)
+    assert type(quantizer.weight()) is weight
+    assert type(quantizer.activation()) is activation
+    assert quantizer.quantizes == (bits != "FP")
+
+
+def test_dorefa_gives_weights_and_activations_their_own_width():
+    quantizer = DoReFa("w2a5")
+    assert (quantizer.weight().bits, quantizer.activation().bits) == (2, 5)
+
+
+@pytest.mark.parametrize("bits", [1, "16", "w1aFP", "wFPa8"])
+def test_clip_only_refuses_bits(bits: str | int):
+    with pytest.raises(ValueError, match=rf"needs bits=FP, not bits={bits}"):
+        ClipOnly(bits)
+
+
+def test_clip_only_keeps_the_ranges_and_does_not_round():
+    quantizer, w = ClipOnly("FP"), noise(500)
+    weight = quantizer.weight()(w)
+    assert weight.abs().max() == 1
+    assert len(weight.unique()) == len(w.unique())
+    assert torch.equal(quantizer.activation()(w), w.clamp(0, 1))
+    assert quantizer.quantizes
+
+
+@MULTIBIT
+def test_clip_only_is_the_limit_of_dorefa(bits: int):
+    w = noise(500)
+    distance = (ClipOnly("FP").weight()(w) - DoReFa(bits).weight()(w)).abs().max()
+    assert distance <= 1 / (2**bits - 1) + 1e-6
+
+
+def test_quantizers_are_found_by_name():
+    assert {"dorefa": DoReFa, "clip_only": ClipOnly} == QUANTIZERS
