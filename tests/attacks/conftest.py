@@ -97,11 +97,11 @@ def digits_data() -> ImageData:
 
 @pytest.fixture(scope="session", params=["FP", "1"])
 def victim(request: pytest.FixtureRequest, digits_data: ImageData) -> Victim:
-    """Twelve digits that a small network, trained for a second, gets right."""
+    """Twelve digits that a small network, trained for a few seconds, gets right."""
     torch.manual_seed(0)
-    net = MnistConvNet(DoReFa(request.param), width=4)
-    optimizer = torch.optim.Adam(net.parameters(), lr=4e-3)
-    for images, labels in Batches(digits_data.train, 32, shuffle=True, steps=120):
+    net = MnistConvNet(DoReFa(request.param), width=8)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for images, labels in Batches(digits_data.train, 32, shuffle=True, steps=200):
         optimizer.zero_grad()
         F.cross_entropy(net(images), labels).backward()
         optimizer.step()
