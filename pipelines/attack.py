@@ -81,7 +81,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     source = networks.obtain(cfg, data, tracker, parent)
     device = settings.device(cfg)
     net = freeze(source.net).to(device)
-    note("choosing images")
+    note(f"{label(cfg)}: choosing images")
     selection = select_correct(
         lambda images: predict(net, images.to(device)), data.test.pixels, data.test.labels, n=cfg.n, seed=cfg.seed
     )
@@ -99,7 +99,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         tracker.log_inputs(run_id, data, context="attack", model_id=source.model_id)
         if source.run_id:
             tracker.set_tags(run_id, {"source_run_id": source.run_id})
-        note(f"attacking {len(selection)} images")
+        note(f"{label(cfg)}: attacking {len(selection)} images")
         started = time.perf_counter()
         result = _attack(cfg, net, x, y, targets)
         seconds = time.perf_counter() - started
@@ -115,7 +115,6 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             "seconds": seconds,
         }
         with tempfile.TemporaryDirectory() as folder:
-            note("logging")
             shown = slice(cfg.tracking.image_rows)
             OmegaConf.save(cfg, Path(folder) / "config.yaml", resolve=True)
             save_grid(Path(folder) / GRID, x[shown], result.x_adv[shown], record[shown], data.class_names)

@@ -77,6 +77,5 @@ def process(pipeline: Pipeline, cfg: DictConfig, tracker: Tracker, parent: str |
         known = None if cfg.force else tracker.find_complete(key)
         if known is not None:
             return Done(known, time.perf_counter() - started, was_complete=True)
-        tracker.discard_incomplete(key)
         run_id = pipeline.run(cfg, tracker, key, parent)
     return Done(tracker.client.get_run(run_id), time.perf_counter() - started, was_complete=False)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+QUIET_S = 30
+
 _live: Progress | None = None
+_last_line = time.monotonic()
 
 
 def say(line: str) -> None:
     """A line that stays."""
+    global _last_line
+    _last_line = time.monotonic()
     if _live is not None:
         _live.console.print(line, markup=False, highlight=False)
     else:
@@ -20,9 +26,11 @@ def say(line: str) -> None:
 
 
 def note(text: str) -> None:
-    """What is going on right now; shown on a terminal only."""
+    """What is going on right now: on the live line, or as a line of its own after half a minute of silence."""
     if _live is not None:
         _live.update(_live.task_ids[0], now=text)
+    elif time.monotonic() - _last_line > QUIET_S:
+        say(text)
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def one_line(error: BaseException) -> str:
 
 def _function(path: str) -> Callable[..., Any]:
     try:
-        return pkgutil.resolve_name(":".join(path.rsplit(".", 1)))  # type: ignore[no-any-return]
+        return pkgutil.resolve_name(":".join(path.rsplit(".", 1)))
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(f"there is no function {path}: check backend, attack and data") from error
 

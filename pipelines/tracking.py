@@ -123,12 +123,6 @@ class Tracker:
         found = self.client.search_runs([self.experiment_id], condition, max_results=1)
         return found[0].info.run_id if found else None
 
-    def discard_incomplete(self, fingerprint: str) -> None:
-        """Delete what killed processes left of a cell; call only while holding the cell's lock."""
-        for run in self._search(f"tags.fingerprint = '{fingerprint}'"):
-            if run.data.tags.get("complete") != "true":
-                self.client.delete_run(run.info.run_id)
-
     def _search(self, condition: str, limit: int | None = None) -> list[Run]:
         experiments = [experiment.experiment_id for experiment in self.experiments()]
         found: list[Run] = []
@@ -144,10 +138,33 @@ class Tracker:
 
     @contextmanager
     def leaf(
-        self, name: str, *, kind: str, fingerprint: str, params: Mapping[str, Any], parent: str | None, note: str
+        self,
+        name: str,
+        *,
+        kind: str,
+        fingerprint: str,
+        params: Mapping[str, Any],
+        parent: str | None,
+        note: str,
+        resume: bool = False,
     ) -> Iterator[str]:
-        """A run, by its id: complete once the block has ended, failed with the reason if it raises."""
-        run_id = self.start(name, kind=kind, fingerprint=fingerprint, params=params, parent=parent, note=note)
+        """A run, by its id: complete once the block has ended, failed with the reason if it raises.
+
+        What killed or failed processes left of the cell is deleted first, or with `resume` taken over,
+        so that the curves of a resumed training are whole. Only for the holder of the cell's lock.
+        """
+        left = [
+            run
+            for run in self._search(f"tags.fingerprint = '{fingerprint}'")
+            if run.data.tags.get("complete") != "true"
+        ]
+        if resume and left:
+            run_id = left[0].info.run_id
+            self.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+        else:
+            for run in left:
+                self.client.delete_run(run.info.run_id)
+            run_id = self.start(name, kind=kind, fingerprint=fingerprint, params=params, parent=parent, note=note)
         try:
             yield run_id
         except BaseException as error:
@@ -222,6 +239,8 @@ class Tracker:
 
     def complete(self, run_id: str) -> None:
         """Mark a run as finished and, last of all, complete."""
+        if "failure" in self.client.get_run(run_id).data.tags:
+            self.client.delete_tag(run_id, "failure")
         self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
         self.client.set_tag(run_id, "complete", "true")
 

@@ -25,7 +25,7 @@ from pipelines.tracking import Tracker, flatten
 from qnn.checkpoint import save_network
 from qnn.data import ImageData
 from qnn.precision import Precision
-from qnn.training import evaluate, train
+from qnn.training import TrainingDivergedError, evaluate, train
 
 KIND = "train"
 ARTIFACT = "network"
@@ -53,24 +53,34 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     scratch = settings.work_folder(cfg) / "training" / fingerprint
     note_text = f"Training of {network_name(cfg)} on {data.name} with the recipe `{cfg.training.name}`."
     with tracker.leaf(
-        label(cfg), kind=KIND, fingerprint=fingerprint, params=parameters(cfg, data), parent=parent, note=note_text
+        label(cfg),
+        kind=KIND,
+        fingerprint=fingerprint,
+        params=parameters(cfg, data),
+        parent=parent,
+        note=note_text,
+        resume=(scratch / "last.ckpt").is_file(),
     ) as run_id:
         tracker.log_inputs(run_id, data, context="training")
         pl.seed_everything(cfg.training.seed, verbose=False)
         net = settings.build_network(cfg, data)
         started = time.perf_counter()
-        net = train(
-            net,
-            data,
-            settings.recipe(cfg),
-            seed=cfg.training.seed,
-            folder=scratch,
-            logger=MLFlowLogger(experiment_name=cfg.study, tracking_uri=tracker.uri, run_id=run_id),
-            callbacks=[_Epochs()],
-            accelerator=cfg.trainer.accelerator,
-            channels_last=cfg.training.get("channels_last", False),
-            compile_net=cfg.trainer.compile,
-        )
+        try:
+            net = train(
+                net,
+                data,
+                settings.recipe(cfg),
+                seed=cfg.training.seed,
+                folder=scratch,
+                logger=MLFlowLogger(experiment_name=cfg.study, tracking_uri=tracker.uri, run_id=run_id),
+                callbacks=[_Epochs(network_name(cfg))],
+                accelerator=cfg.trainer.accelerator,
+                channels_last=cfg.training.get("channels_last", False),
+                compile_net=cfg.trainer.compile,
+            )
+        except TrainingDivergedError:
+            shutil.rmtree(scratch, ignore_errors=True)  # nothing there is worth going on from
+            raise
         seconds = time.perf_counter() - started
         test, validation = evaluate(net, data.test), evaluate(net, data.validation)
         tracker.log_metrics(
@@ -152,9 +162,13 @@ def _log_model(run_id: str, stored: Path, data: ImageData, name: str) -> None:
 
 
 class _Epochs(pl.Callback):
+    def __init__(self, name: str) -> None:
+        self.name = name
+
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         accuracy = float(trainer.callback_metrics["val_accuracy"])
-        note(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, validation accuracy {accuracy:.2%}")
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        note(f"training {self.name}: {epoch}, validation accuracy {accuracy:.2%}")
 
 
 if __name__ == "__main__":

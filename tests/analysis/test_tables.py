@@ -11,7 +11,7 @@ JSMA = {
 }  # fmt: skip
 
 
-@pytest.fixture()
+@pytest.fixture
 def runs() -> pd.DataFrame:
     rows = [run("a", bits="1", accuracy=0.8), run("b", bits="1", seed="1", accuracy=0.6), run("c", bits="2", **JSMA)]
     return pd.DataFrame(rows).assign(experiment="table6", overrides="training.epochs=3")
