@@ -31,8 +31,9 @@ def absolute_uri(uri: str) -> str:
 def load_runs(kind: str, uri: str | None = None, studies: Sequence[str] = ()) -> pd.DataFrame:
     """Complete runs of a kind (``train``, ``attack``), one row each, newest first.
 
-    Columns: `run_id`, `study`, `started`, `fingerprint`, `commit`, `overrides` and `experiment` (how it
-    was launched); parameters as ``params.NAME`` (text) and metrics as ``metrics.NAME`` (numbers).
+    Columns: `run_id`, `study`, `started` (ms since 1970), `fingerprint`, `commit`, `hardware`, `versions`,
+    `overrides` and `experiment` (how it was launched); parameters as ``params.NAME`` (text) and
+    metrics as ``metrics.NAME`` (numbers).
 
     Raises:
         LookupError: the store has no such study.
@@ -60,8 +61,7 @@ def load_runs(kind: str, uri: str | None = None, studies: Sequence[str] = ()) ->
                     "started": run.info.start_time,
                     "fingerprint": tags["fingerprint"],
                     "commit": tags.get("mlflow.source.git.commit", ""),
-                    "overrides": tags.get("overrides", ""),
-                    "experiment": tags.get("experiment", ""),
+                    **{name: tags.get(name, "") for name in ("hardware", "versions", "overrides", "experiment")},
                     **{f"params.{name}": value for name, value in run.data.params.items()},
                     **{f"metrics.{name}": value for name, value in run.data.metrics.items()},
                 }

@@ -7,6 +7,7 @@ cell of the study (`analysis.cells.TIDY`).
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shlex
 import sys
@@ -171,6 +172,15 @@ def _command(pipeline: str, like: pd.DataFrame, axes: dict[str, str]) -> str:
     return " ".join(["python -m", f"pipelines.{pipeline}", "-m", *more, *(f"{k}={v}" for k, v in axes.items())])
 
 
+def provenance(runs: pd.DataFrame) -> dict[str, object]:
+    """Where a folder of tables comes from: the runs' studies, commits, machines, versions and dates."""
+    distinct = {
+        name: sorted(set(runs[name]) - {""}) for name in ("study", "commit", "hardware", "versions", "overrides")
+    }
+    dates = pd.to_datetime(runs["started"], unit="ms", utc=True).dt.strftime("%Y-%m-%d")
+    return {"runs": len(runs), "first": dates.min(), "last": dates.max(), **distinct}
+
+
 def write(table: PaperTable, folder: Path) -> list[Path]:
     """Write `tableN.md`, `.csv`, `.tex` and `.html`; returns their paths."""
     formats: dict[str, Callable[[PaperTable], str]] = {"md": markdown, "csv": csv, "tex": latex, "html": html}
@@ -280,6 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen.out.mkdir(parents=True, exist_ok=True)
     cells.to_csv(chosen.out / "cells.csv", index=False)
     tables = [accuracies(train_runs), direct_attacks(cells, attack_runs), saliency_distances(cells, attack_runs)]
+    (chosen.out / "provenance.json").write_text(json.dumps(provenance(pd.concat([attack_runs, train_runs])), indent=1))
     console = Console()
     for table in tables:
         if table.sections:

@@ -44,6 +44,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from analysis.store import absolute_uri
+from pipelines.environment import environment_tags
 from pipelines.errors import InputError
 from pipelines.settings import one_line
 from qnn.data import ImageData
@@ -185,6 +186,7 @@ class Tracker:
             **({"mlflow.parentRunId": parent} if parent else {}),
             **({"launched_by": os.environ[LAUNCHED_BY]} if LAUNCHED_BY in os.environ else {}),
             **git_tags(),
+            **environment_tags(),
             **self.tags,
         }
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
