@@ -81,7 +81,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     source = networks.obtain(cfg, data, tracker, parent)
     device = settings.device(cfg)
     net = freeze(source.net).to(device)
-    note(f"{label(cfg)}: choosing images")
+    note("choosing images", of=label(cfg))
     selection = select_correct(
         lambda images: predict(net, images.to(device)), data.test.pixels, data.test.labels, n=cfg.n, seed=cfg.seed
     )
@@ -99,7 +99,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         tracker.log_inputs(run_id, data, context="attack", model_id=source.model_id)
         if source.run_id:
             tracker.set_tags(run_id, {"source_run_id": source.run_id})
-        note(f"{label(cfg)}: attacking {len(selection)} images")
+        note(f"attacking {len(selection)} images", of=label(cfg))
         started = time.perf_counter()
         result = _attack(cfg, net, x, y, targets)
         seconds = time.perf_counter() - started

@@ -25,12 +25,12 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def note(text: str) -> None:
-    """What is going on right now: on the live line, or as a line of its own after half a minute of silence."""
+def note(text: str, *, of: str) -> None:
+    """What is going on with a cell: on the live line, or as a line of its own after half a minute of silence."""
     if _live is not None:
         _live.update(_live.task_ids[0], now=text)
     elif time.monotonic() - _last_line > QUIET_S:
-        say(text)
+        say(f"{of}: {text}")
 
 
 @contextmanager

@@ -168,7 +168,7 @@ class _Epochs(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         accuracy = float(trainer.callback_metrics["val_accuracy"])
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        note(f"training {self.name}: {epoch}, validation accuracy {accuracy:.2%}")
+        note(f"{epoch}, validation accuracy {accuracy:.2%}", of=f"training {self.name}")
 
 
 if __name__ == "__main__":
