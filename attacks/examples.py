@@ -53,6 +53,7 @@ def load_examples(path: Path) -> AdversarialExamples:
             metadata = dict(stored.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} holds no stored adversarial examples, or is damaged ({error})") from error
-    if tensors["x_adv"].ndim != 4 or len({len(tensor) for tensor in tensors.values()}) != 1:
+    shapes = [tuple(tensors[name].shape) for name in _TENSORS]
+    if len(shapes[0]) != 4 or shapes[1:] != [shapes[0][:1]] * 2:
         raise ValueError(f"{path} is damaged: its images, indices and labels do not fit together")
     return AdversarialExamples(**tensors, metadata=metadata, perturbation=perturbation)

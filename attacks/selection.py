@@ -68,7 +68,7 @@ def choose_targets(target: int | str | None, logits: Tensor, labels: Tensor, *, 
     if target is None:
         return None
     classes = logits.shape[1]
-    if isinstance(target, int) and 0 <= target < classes:
+    if type(target) is int and 0 <= target < classes:
         return torch.full_like(labels, target)
     if target == "random":
         generator = torch.Generator().manual_seed(seed)

@@ -6,6 +6,7 @@ environment; each job, in this process or another, writes its outcome beside it.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import json
@@ -18,13 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from mlflow.entities import RunStatus
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.cells import Pipeline, open_tracker, process
@@ -156,9 +158,8 @@ class SweepCallback(Callback):
     def _plan(self, config: DictConfig, pipeline: Pipeline) -> None:
         _order_axes(config)
         overrides = _jobs(config)
-        loader = GlobalHydra.instance().config_loader()
         say(f"checking {len(overrides)} cells")
-        configs = [loader.load_sweep_config(config, job) for job in overrides]
+        configs = _compose_all(config, overrides)
         _check_all(pipeline, configs)
         tracker = open_tracker(configs[0])
         complete = set() if config.force else tracker.complete_fingerprints()
@@ -217,6 +218,29 @@ def _jobs(config: DictConfig) -> list[list[str]]:
     """The overrides of each job, as Hydra's basic sweeper expands them."""
     parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
     return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+
+
+def _compose_all(config: DictConfig, jobs: list[list[str]]) -> list[DictConfig]:
+    """The configs of all jobs; composed once per choice of config files, the plain values set on copies.
+
+    Hydra takes 0.15 s to compose a job, which is the same work for every seed and width.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    parser = OverridesParser.create(config_loader=loader)
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    configs = []
+    for job in jobs:
+        parsed = parser.parse_overrides(job)
+        files = [o for o in parsed if loader.repository.group_exists(o.key_or_group)]
+        key = tuple(str(o.input_line) for o in files)
+        if key not in composed:
+            whole = loader.load_sweep_config(config, list(key))
+            composed[key] = OmegaConf.masked_copy(whole, [str(name) for name in whole if name != "hydra"])
+        cfg = copy.deepcopy(composed[key])
+        ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if o not in files], cfg)
+        configs.append(cfg)
+    return configs
 
 
 def _check_all(pipeline: Pipeline, configs: list[DictConfig]) -> None:

@@ -75,10 +75,16 @@ def rebuild(folder: Path) -> nn.Module:
         CheckpointError: damaged, or described as anything but a class of `qnn.models`.
     """
     described = read_description(folder)
-    settings = dict(described.get("net", {}))
+    settings = described.get("net")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{folder} describes no network")
+    settings = dict(settings)
     module, _, name = str(settings.pop("_target_", "")).rpartition(".")
-    quantizer = QUANTIZERS.get(described.get("quantizer", ""))
+    quantizer = QUANTIZERS.get(str(described.get("quantizer")))
     if module != models.__name__ or name not in models.__all__ or quantizer is None:
         raise CheckpointError(f"{folder} describes a network that is not one of {', '.join(models.__all__)}")
-    net = getattr(models, name)(quantizer(described["bits"]), classes=len(described["classes"]), **settings)
+    try:
+        net = getattr(models, name)(quantizer(described["bits"]), classes=len(described["classes"]), **settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} describes a network that cannot be built ({error!r})") from error
     return load_weights(net, folder).eval()

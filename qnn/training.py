@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,7 +17,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassAccuracy
 
 from qnn.data import Batches, ImageData, Split
@@ -68,6 +70,7 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         # dropout of epoch e depends on (seed, e) alone, so a resumed training repeats an undisturbed one
         torch.manual_seed(1_000_003 * self.seed + self.current_epoch)
+        self.log("learning_rate", self._learning_rate())
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         images, labels = batch
@@ -82,7 +85,15 @@ class Classifier(pl.LightningModule):
         loss = self.trainer.callback_metrics["train_loss"]
         if not torch.isfinite(loss):
             raise TrainingDivergedError(f"the training loss is {loss.item()} after epoch {self.current_epoch + 1}")
-        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, ReduceLROnPlateau):
+            # here and not by Lightning, which steps it after the checkpoint is written: a resumed
+            # training would lose that step
+            scheduler.step(self.trainer.callback_metrics["val_loss"])
+        self.trainer.should_stop |= self._learning_rate() < self.recipe.stop_below_lr
+
+    def _learning_rate(self) -> float:
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         images, labels = batch
@@ -99,6 +110,8 @@ class Classifier(pl.LightningModule):
         per_step = self.recipe.scheduler_interval == "step"
         scheduler = self.recipe.scheduler(optimizer, **(steps if per_step else {}))
         wiring = {"scheduler": scheduler, "interval": self.recipe.scheduler_interval, "monitor": "val_loss"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            wiring["frequency"] = sys.maxsize  # never by Lightning, see on_train_epoch_end
         return {"optimizer": optimizer, "lr_scheduler": wiring}
 
 
@@ -111,14 +124,6 @@ def _parameter_groups(net: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         raise ValueError(f"weight_decay is set but no parameter name matches decayed={recipe.decayed}")
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
-
-
-class _StopBelowLearningRate(Callback):
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.should_stop |= trainer.optimizers[0].param_groups[0]["lr"] < self.limit
 
 
 def piecewise_constant(optimizer: Optimizer, *, after: Sequence[int], rates: Sequence[float]) -> LambdaLR:
@@ -155,13 +160,18 @@ def train(
     Raises:
         TrainingDivergedError: the loss became NaN or infinite.
     """
-    checkpoints = ModelCheckpoint(folder, filename="best", monitor="val_loss", save_last=True, save_weights_only=False)
+    best, last = folder / "best.ckpt", folder / "last.ckpt"
+    kept: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    checkpoints = [
+        ModelCheckpoint(folder, filename=best.stem, monitor="val_loss", **kept),
+        ModelCheckpoint(folder, filename=last.stem, **kept),
+    ]
     trainer = pl.Trainer(
         max_epochs=recipe.epochs,
         accelerator=accelerator,
         devices=1,
         logger=logger if logger is not None else False,
-        callbacks=[checkpoints, _StopBelowLearningRate(recipe.stop_below_lr), *callbacks],
+        callbacks=[*checkpoints, *callbacks],
         deterministic="warn",
         enable_progress_bar=progress,
         enable_model_summary=False,
@@ -183,17 +193,25 @@ def train(
         seed=seed,
         device=device,
     )
-    last = folder / "last.ckpt"
     trainer.fit(
         module,
         batches,
         Batches(data.validation, EVALUATION_BATCH, device=device),
-        ckpt_path=str(last) if last.is_file() else None,
+        ckpt_path=str(last) if _readable(last) else None,
         weights_only=True,
     )
-    best = torch.load(checkpoints.best_model_path, weights_only=True, map_location="cpu")["state_dict"]
-    net.load_state_dict({name.removeprefix("net."): t for name, t in best.items() if name.startswith("net.")})
+    state = torch.load(best, weights_only=True, map_location="cpu")["state_dict"]
+    net.load_state_dict({name.removeprefix("net."): t for name, t in state.items() if name.startswith("net.")})
     return net.cpu().eval()
+
+
+def _readable(checkpoint: Path) -> bool:
+    """Whether a checkpoint is there and whole; one that was cut short is no reason not to start anew."""
+    try:
+        torch.load(checkpoint, weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, UnpicklingError):
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -29,16 +29,16 @@ class CountingClassifier(PyTorchClassifier):
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         with torch.no_grad():
-            classes = model(x[:1]).shape[1]
+            classes = model.eval()(x[:1]).shape[1]
         super().__init__(
-            model=model.eval(),
+            model=model,
             loss=nn.CrossEntropyLoss(),
             input_shape=tuple(x.shape[1:]),
             nb_classes=classes,
             clip_values=(0.0, 1.0),
             device_type="gpu" if x.is_cuda else "cpu",
         )
-        self.forwards = 0
+        self.forwards = 1  # the one that told the number of classes
         self.backwards = 0
 
     def predict(self, x: np.ndarray, batch_size: int = CHUNK, training_mode: bool = False, **kwargs) -> np.ndarray:

@@ -16,7 +16,7 @@ def uap(
     x: Tensor,
     y: Tensor,
     *,
-    eps: float = 10.0,
+    eps: float = 1.0,
     attacker_eps: float = 0.3,
     delta: float = 0.2,
     max_iter: int = 20,
@@ -28,7 +28,7 @@ def uap(
     accuracy just below `delta` is set by that rule and not by the network.
 
     Args:
-        eps: L∞ bound ξ of the perturbation, in [0, 1].
+        eps: L∞ bound ξ of the perturbation, in [0, 1]; ART's default of 10 is no bound either.
         attacker_eps: step of the FGSM inside, in [0, 1].
         delta: accuracy at which to stop, in (0, 1).
         max_iter: largest number of passes over the images.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pooch
@@ -27,5 +27,13 @@ def fetch(urls: list[str], *, folder: Path, name: str, md5: str, advice: str) ->
         except (OSError, ValueError) as error:
             problems.append(type(error).__name__)
     if made is not None:
-        shutil.rmtree(made, ignore_errors=True)
+        _remove_if_empty(folder, up_to=made)
     raise DataError(f"{name} is not in {folder} and could not be downloaded ({', '.join(problems)}): {advice}")
+
+
+def _remove_if_empty(folder: Path, *, up_to: Path) -> None:
+    for parent in (folder, *folder.parents):
+        with suppress(OSError):
+            parent.rmdir()
+        if parent == up_to:
+            return

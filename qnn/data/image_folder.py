@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from qnn.data.images import DataError, ImageData, assemble
@@ -42,6 +42,8 @@ def image_folder(
     height, width = size
     if (root / "train").is_dir() and (root / "test").is_dir():
         classes = _classes(root / "train")
+        if unseen := sorted(set(_classes(root / "test")) - set(classes)):
+            raise DataError(f"{root / 'test'} has classes that {root / 'train'} lacks: {', '.join(unseen)}")
         train, test = (_read(root / part, classes, mode, height, width) for part in ("train", "test"))
     else:
         classes = _classes(root)
@@ -63,6 +65,13 @@ def _classes(folder: Path) -> list[str]:
     return classes
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits, which Pillow's own conversion would clip."""
+    if not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
 def _read(folder: Path, classes: list[str], mode: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     images, labels = [], []
     for label, name in enumerate(classes):
@@ -71,8 +80,8 @@ def _read(folder: Path, classes: list[str], mode: str, height: int, width: int) 
                 continue
             try:
                 with Image.open(path) as image:
-                    pixels = image.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
-            except (UnidentifiedImageError, OSError, SyntaxError) as error:
+                    pixels = _eight_bits(image).convert(mode).resize((width, height), Image.Resampling.BILINEAR)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 raise DataError(f"{path} cannot be read as an image ({error})") from error
             images.append(np.asarray(pixels))
             labels.append(label)

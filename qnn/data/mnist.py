@@ -65,7 +65,9 @@ def parse_idx(raw: bytes, source: str) -> np.ndarray:
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or raw[3] not in (1, 3):
         raise DataError(f"{source} is not an IDX file of unsigned bytes")
     header = 4 + 4 * raw[3]
+    if len(raw) < header:
+        raise DataError(f"{source} is damaged or cut short: it ends inside its header")
     shape = tuple(int(size) for size in np.frombuffer(raw[4:header], dtype=">u4"))
-    if len(shape) != raw[3] or len(raw) - header != math.prod(shape):
+    if len(raw) - header != math.prod(shape):
         raise DataError(f"{source} is damaged or cut short: {len(raw) - header} bytes of data, its header says {shape}")
     return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape)

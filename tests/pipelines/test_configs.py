@@ -2,11 +2,13 @@ from importlib import resources
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from analysis import published
 from pipelines import settings, train
 from pipelines.settings import attack_parameters
+from pipelines.sweep import _compose_all
 
 TREE = resources.files("conf")
 MODELS, ATTACKS, RECIPES = (
@@ -73,3 +75,20 @@ def test_fingerprint_ignores_where_and_on_what_it_runs(tmp_path):
     other = composed("attack", "bits=2")
     assert train.identity(plain) == train.identity(moved)
     assert train.identity(plain) != train.identity(other)
+
+
+def test_planned_configs_are_those_hydra_composes():
+    jobs = [
+        [f"experiment={experiment}", f"model={model}", "data=paper", f"bits={bits}", f"attack={attack}", f"seed={seed}"]
+        for experiment in ("table6", "table7")
+        for model in ("mnist_a", "resnet20")
+        for bits, attack, seed in (("FP", "cw", "0"), ("w1a4", "cw", "1"), ("2", "jsma", "1"))
+    ]
+    jobs.append(["attack=fgsm", "attack.eps=0.1", "training=mnist_paper", "+model.net.note=1", "study=x"])
+    with initialize_config_module("conf", version_base="1.3"):
+        master = compose("attack", return_hydra_config=True)
+        loader = GlobalHydra.instance().config_loader()
+        for planned, job in zip(_compose_all(master, jobs), jobs, strict=True):
+            theirs = loader.load_sweep_config(master, job)
+            wanted = OmegaConf.masked_copy(theirs, [name for name in theirs if name != "hydra"])
+            assert OmegaConf.to_container(planned, resolve=True) == OmegaConf.to_container(wanted, resolve=True)

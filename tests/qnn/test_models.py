@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qnn.layers import QuantConv2d, QuantLinear
 from qnn.models import CifarConvNet, LeNet5, MnistConvNet, ResNet
@@ -166,8 +167,22 @@ def test_one_bit_resnet_quantizes_only_the_input_of_second_convolutions():
 def test_quantized_resnet_adds_quantized_branches_to_the_skip_path():
     net = build("resnet20", DoReFa("1"))
     sums = inputs_of(net, list(net.blocks)[1:3])
-    assert set(sums[0].unique().tolist()) <= {0, 1, 2}
-    assert set(sums[1].unique().tolist()) <= {0, 1, 2, 3}
+    assert set(sums[0].unique().tolist()) == {0, 1, 2}
+    assert set(sums[1].unique().tolist()) == {0, 1, 2, 3}
+
+
+def test_resnet_shortcuts_pass_the_input_on_or_pool_and_pad_it():
+    net = build("resnet20", DoReFa("FP")).eval()
+    for block in net.blocks:
+        nn.init.zeros_(block.conv2.weight)
+    stem, *_ = sums = inputs_of(net, list(net.blocks))
+    assert stem.shape == (8, 16, 32, 32)
+    assert torch.equal(sums[3], stem)
+    assert torch.equal(sums[4][:, 8:24], F.avg_pool2d(stem, 2))
+    assert sums[4].shape == (8, 32, 16, 16)
+    assert not sums[4][:, :8].any()
+    assert not sums[4][:, 24:].any()
+    assert torch.equal(sums[7][:, 16:48], F.avg_pool2d(sums[6], 2))
 
 
 @pytest.mark.parametrize("name", ["mnist_a", "lenet5_c"])

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from qnn.data import ImageData, Split, digits
-from qnn.models import MnistConvNet, ResNet
+from qnn.models import LeNet5, MnistConvNet, ResNet
 from qnn.quantizers import DoReFa
 from qnn.training import (
     Classifier,
@@ -90,11 +90,14 @@ class Interrupt(Callback):
             raise InterruptionError
 
 
-def test_same_seed_gives_the_same_weights_and_another_seed_others(data: ImageData, tmp_path: Path):
-    one, same_seed, other = (
-        fit(data, tmp_path / str(i), mnist_net(width=16), seed=seed) for i, seed in enumerate((0, 0, 1))
-    )
-    assert same(one, same_seed)
+@pytest.mark.parametrize("dropout", [True, False])
+def test_same_seed_gives_the_same_weights_and_another_seed_others(data: ImageData, tmp_path: Path, dropout: bool):
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return MnistConvNet(DoReFa("1"), width=16) if dropout else LeNet5(DoReFa("1"))
+
+    one, again, other = (fit(data, tmp_path / str(i), net(), seed=seed) for i, seed in enumerate((0, 0, 1)))
+    assert same(one, again)
     assert not same(one, other)
 
 

@@ -184,6 +184,16 @@ def test_boundary_leaves_images_alone_that_are_of_the_target_class(linear):
     assert torch.equal(x_adv, linear.x)
 
 
+def test_boundary_draws_every_start_with_its_seed(linear_pair):
+    """A single noise image is adversarial for about half the images; ART's own unseeded draws must not help."""
+    one, again = (
+        boundary(linear_pair.model, linear_pair.x, linear_pair.y, max_iter=2, init_size=1, seed=4).x_adv
+        for _ in range(2)
+    )
+    assert torch.equal(one, again)
+    assert 0 < unchanged(linear_pair.x, one).sum() < 12
+
+
 @pytest.mark.parametrize("targeted", [False, True])
 def test_boundary_gives_up_on_a_constant_network(constant, targeted: bool):
     targets = constant.wrong_class if targeted else None
