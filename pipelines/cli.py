@@ -36,9 +36,19 @@ def launch(name: str) -> int:
             return 1
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        print("interrupted: what is complete is kept; run the same command again to go on", file=sys.stderr)
+        print(f"interrupted{_so_far()}: what is complete is kept; run the same command to go on", file=sys.stderr)
         return 130
     return 0
+
+
+def _so_far() -> str:
+    from pipelines.sweep import SWEEP_FOLDER, Sweep
+
+    if SWEEP_FOLDER not in os.environ:
+        return ""
+    sweep = Sweep(Path(os.environ[SWEEP_FOLDER]))
+    finished = sum(outcome.status != "failed" for outcome in sweep.outcomes().values())
+    return f" with {finished} of {len(sweep.cells)} cells complete"
 
 
 def task(cfg: DictConfig) -> None:

@@ -53,10 +53,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: ``done``, ``complete`` (was so before) or ``failed``."""
+    """How a cell ended: ``done``, ``complete`` (was so before) or ``failed``.
+
+    `own_seconds` leaves out what the cell spent on training its network or waiting for it.
+    """
 
     status: str
     seconds: float = 0.0
+    own_seconds: float = 0.0
     reason: str = ""
 
 
@@ -101,7 +105,7 @@ class Sweep:
         for cell in self.cells:
             outcome = outcomes.get(cell.key)
             if outcome is not None and outcome.status == "done":
-                spent.setdefault(cell.group, []).append(outcome.seconds)
+                spent.setdefault(cell.group, []).append(outcome.own_seconds)
         everything = [seconds for group in spent.values() for seconds in group]
         elapsed = f"elapsed {duration(time.time() - self.started)}"
         if not everything:
@@ -123,12 +127,14 @@ def run_job(pipeline: Pipeline, cfg: DictConfig, folder: Path, jobs: int) -> Non
         started = time.perf_counter()
         try:
             done = process(pipeline, cfg, open_tracker(cfg), sweep.parent)
-            outcome = Outcome("complete" if done.was_complete else "done", done.seconds)
-            figures = headline(done.run.data.metrics)
+            metrics = done.run.data.metrics
+            status = "complete" if done.was_complete else "done"
+            outcome = Outcome(status, done.seconds, metrics.get("seconds", done.seconds))
+            figures = headline(metrics)
         except Exception as error:
             if not isinstance(error, InputError):
                 traceback.print_exc()
-            outcome = Outcome("failed", time.perf_counter() - started, one_line(error) or type(error).__name__)
+            outcome = Outcome("failed", time.perf_counter() - started, reason=one_line(error) or type(error).__name__)
             figures = f"FAILED: {outcome.reason}"
         sweep.record(key, outcome)
         say(f"{where}: {figures} ({outcome.seconds:.1f} s; {sweep.elapsed_and_left(jobs)})")
