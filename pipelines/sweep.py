@@ -269,7 +269,7 @@ def _parent_run(tracker: Tracker, pipeline: Pipeline, config: DictConfig, cells:
     if known is not None:
         tracker.client.update_run(known, status=RunStatus.to_string(RunStatus.RUNNING))
         return known
-    axes = {o.partition("=")[0]: o.partition("=")[2] for o in config.hydra.overrides.task}
+    axes = {o.partition("=")[0].lstrip("+~"): o.partition("=")[2] for o in config.hydra.overrides.task}
     command = " ".join(["python -m", f"pipelines.{pipeline.KIND}", "-m", *config.hydra.overrides.task])
     swept = " × ".join(value for value in axes.values() if "," in value)
     name = f"{pipeline.KIND} sweep, {len(cells)} cells: {swept}"

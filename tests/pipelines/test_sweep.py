@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from tests.pipelines.conftest import QUICK, per_image_table, runs_of
 
-SWEEP = ["bits=FP,1", "attack=fgsm,jsma", "seed=0,1", *QUICK]
+SWEEP = ["bits=FP,1", "attack=fgsm,jsma", "seed=0,1", "+training.steps_per_epoch=3", *QUICK]
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 CELLS = 8
 
