@@ -288,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     cells = cell_table(attack_runs)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    cells.to_csv(chosen.out / "cells.csv", index=False)
+    cells.to_csv(chosen.out / "cells.csv", index=False, float_format="%.6g")
     tables = [accuracies(train_runs), direct_attacks(cells, attack_runs), saliency_distances(cells, attack_runs)]
     (chosen.out / "provenance.json").write_text(json.dumps(provenance(pd.concat([attack_runs, train_runs])), indent=1))
     console = Console()
