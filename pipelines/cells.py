@@ -61,7 +61,8 @@ def _launch_tags() -> dict[str, str]:
     launched = HydraConfig.get()
     others = [o for o in launched.overrides.task if o.partition("=")[0] not in _NAMED_BY_TABLES]
     experiment = launched.runtime.choices.get("experiment")
-    return {"overrides": " ".join(others), **({"experiment": experiment} if experiment else {})}
+    tags = {"overrides": " ".join(others), "experiment": experiment or ""}
+    return {name: value for name, value in tags.items() if value}
 
 
 def process(pipeline: Pipeline, cfg: DictConfig, tracker: Tracker, parent: str | None = None) -> Done:
