@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 .PHONY: quickstart test lint ui tables
 
 quickstart: $(STAMP)  ## the main job on the bundled digits, and its tables
-	$(RUN) -m pipelines.attack experiment=quickstart
+	$(RUN) -m pipelines.attack experiment=quickstart hydra/launcher=joblib hydra.launcher.n_jobs=2
 	$(RUN) -m analysis.tables --study quickstart --out outputs/quickstart
 	@echo "runs:   $(CURDIR)/mlflow.db   browse them with: make ui"
 

@@ -99,21 +99,24 @@ class Sweep:
         return f"[{number:>{len(str(len(self.cells)))}}/{len(self.cells)}]"
 
     def elapsed_and_left(self, jobs: int) -> str:
-        """As in ``elapsed 1:20, about 3:10 left``: what is left is judged by the finished cells of its group."""
+        """As in ``elapsed 1:20, about 3:10 left``: what is left is judged by the finished cells of its group.
+
+        While there are groups of which no cell has finished, that is ``at least`` what is left.
+        """
         outcomes = self.outcomes()
         spent: dict[str, list[float]] = {}
         for cell in self.cells:
             outcome = outcomes.get(cell.key)
             if outcome is not None and outcome.status == "done":
                 spent.setdefault(cell.group, []).append(outcome.own_seconds)
-        everything = [seconds for group in spent.values() for seconds in group]
         elapsed = f"elapsed {duration(time.time() - self.started)}"
-        if not everything:
+        if not spent:
             return elapsed
         means = {group: sum(seconds) / len(seconds) for group, seconds in spent.items()}
-        overall = sum(everything) / len(everything)
-        left = sum(means.get(cell.group, overall) for cell in self.cells if cell.key not in outcomes) / max(1, jobs)
-        return f"{elapsed}, about {duration(left)} left"
+        waiting = [cell.group for cell in self.cells if cell.key not in outcomes]
+        left = sum(means.get(group, 0.0) for group in waiting) / max(1, jobs)
+        guess = "about" if set(waiting) <= set(means) else "at least"
+        return f"{elapsed}, {guess} {duration(left)} left"
 
 
 def run_job(pipeline: Pipeline, cfg: DictConfig, folder: Path, jobs: int) -> None:
