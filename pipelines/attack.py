@@ -53,7 +53,7 @@ def check(cfg: DictConfig) -> None:
     except ValueError as error:
         raise InputError(str(error)) from error
     if cfg.network is not None:
-        networks.network_fingerprint(cfg, settings.load_data(cfg))
+        networks.check_stored(cfg, settings.load_data(cfg))
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:

@@ -31,8 +31,9 @@ KIND = "evaluate"
 def check(cfg: DictConfig) -> None:
     train.check(cfg)
     data = settings.load_data(cfg)
-    key = networks.network_fingerprint(cfg, data)
-    if cfg.network is None and open_tracker(cfg).find_complete(key) is None:
+    if cfg.network is not None:
+        networks.check_stored(cfg, data)
+    elif open_tracker(cfg).find_complete(networks.network_fingerprint(cfg, data)) is None:
         raise InputError(
             f"no trained {train.network_name(cfg)} on {data.name} with this recipe is stored:"
             " train it with pipelines.train, or name one with network="

@@ -19,6 +19,7 @@ from qnn.checkpoint import CheckpointError, load_weights, read_description
 from qnn.data import ImageData
 from qnn.precision import Precision
 
+_NEEDED = {"fingerprint", "model", "net", "quantizer", "bits", "test_accuracy"}
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -40,12 +41,22 @@ def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | Non
         # `force` redoes the cell that was asked for, not the network it needs
         run_id = process(train, _without_force(cfg), tracker, parent).run.info.run_id
         folder = tracker.download(run_id, train.ARTIFACT)
+    net, described = _load(cfg, data, folder)
+    return Network(net, described, run_id, tracker.model_id(run_id) if run_id else None)
+
+
+def check_stored(cfg: DictConfig, data: ImageData) -> None:
+    """Raise InputError unless the stored network `cfg.network` names is whole and the one asked for."""
+    folder, _ = locate(cfg, None)
+    _load(cfg, data, folder)
+
+
+def _load(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     described = matching_description(cfg, folder)
     try:
-        net = load_weights(settings.build_network(cfg, data), folder).eval()
+        return load_weights(settings.build_network(cfg, data), folder).eval(), described
     except CheckpointError as error:
         raise InputError(str(error)) from error
-    return Network(net, described, run_id, tracker.model_id(run_id) if run_id else None)
 
 
 def network_fingerprint(cfg: DictConfig, data: ImageData) -> str:
@@ -77,6 +88,8 @@ def matching_description(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         described = read_description(folder)
     except CheckpointError as error:
         raise InputError(str(error)) from error
+    if lacking := sorted(_NEEDED - described.keys()):
+        raise InputError(f"the network stored in {folder} is not described well enough: no {', '.join(lacking)}")
     asked = {"net": plain(cfg.model.net), "quantizer": cfg.quantizer.name, "bits": str(Precision.parse(cfg.bits))}
     stored = {name: described.get(name) for name in asked}
     if asked != stored:

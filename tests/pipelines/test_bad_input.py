@@ -65,7 +65,10 @@ def test_a_sweep_names_every_bad_cell_before_the_first_runs(command, workspace, 
 
 
 def test_stored_network_that_is_not_the_one_asked_for(command, workspace, capsys):
-    described = {"model": "mnist_a", "net": {}, "quantizer": "dorefa", "bits": "1"}
+    described = {
+        "model": "mnist_a", "net": {}, "quantizer": "dorefa", "bits": "1", "classes": [], "fingerprint": "",
+        "test_accuracy": 0.5,
+    }  # fmt: skip
     (workspace / "stored").mkdir()
     (workspace / "stored" / "network.json").write_text(json.dumps(described))
     assert command("attack", "network=stored", "bits=4") == 1
@@ -78,3 +81,13 @@ def test_stored_examples_that_are_none(command, workspace, capsys):
     assert command("evaluate", "training.epochs=1", "examples=examples.safetensors") == 1
     assert "holds no stored adversarial examples" in capsys.readouterr().err
     assert not (workspace / "hacked").exists()
+
+
+@pytest.mark.parametrize("mode", [[], ["-m"]], ids=["one", "sweep"])
+def test_stored_network_that_was_cut_short(mode, command, workspace, capsys):
+    assert command("train", "bits=1", "training.epochs=1", "trainer.threads=1") == 0
+    weights = next(workspace.rglob("weights.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for pipeline in ("attack", "evaluate"):
+        assert command(pipeline, *mode, "bits=1", f"network={weights.parent}") == 1
+        assert "weights.safetensors is damaged or cut short" in capsys.readouterr().err
