@@ -86,7 +86,10 @@ def test_cut_short_archive_is_named(tmp_path: Path, arrays: dict, keep: int):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"<html>not found</html>", gzip.compress(b"PK\3\4 something else")])
+NOT_IDX = [b"<html>not found</html>", gzip.compress(b"PK\3\4 something else", mtime=0)]
+
+
+@pytest.mark.parametrize("content", NOT_IDX, ids=["page", "archive of something else"])
 def test_anything_but_idx_is_refused(tmp_path: Path, arrays: dict, content: bytes):
     (write(tmp_path, arrays) / "train-labels-idx1-ubyte.gz").write_bytes(content)
     with pytest.raises(DataError, match=r"train-labels-idx1-ubyte\.gz is (damaged|not an IDX file)"):
