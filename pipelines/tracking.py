@@ -31,7 +31,6 @@ from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
     DatasetInput,
-    Experiment,
     InputTag,
     LoggedModelInput,
     Metric,
@@ -108,9 +107,6 @@ class Tracker:
             raise InputError(f"study={study} was deleted in the tracking store: restore it or choose another name")
         return cls(client, uri, experiment.experiment_id, tags or {})
 
-    def experiments(self) -> list[Experiment]:
-        return list(self.client.search_experiments())
-
     def find_complete(self, fingerprint: str) -> Run | None:
         """The newest complete run of a fingerprint, in any study."""
         found = self._search(f"tags.fingerprint = '{fingerprint}' and tags.complete = 'true'", limit=1)
@@ -126,7 +122,7 @@ class Tracker:
         return found[0].info.run_id if found else None
 
     def _search(self, condition: str, limit: int | None = None) -> list[Run]:
-        experiments = [experiment.experiment_id for experiment in self.experiments()]
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         found: list[Run] = []
         token = None
         while True:

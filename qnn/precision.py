@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 
 MIN_BITS, MAX_BITS = 1, 16
-STUDY_BITS = ("FP", "1", "2", "4", "8", "12", "16")
 _PAIR = re.compile(r"w(FP|\d+)a(FP|\d+)", re.IGNORECASE)
 
 

@@ -2,7 +2,9 @@ import re
 
 import pytest
 
-from qnn.precision import STUDY_BITS, Precision
+from qnn.precision import Precision
+
+STUDY_BITS = ("FP", "1", "2", "4", "8", "12", "16")
 
 
 @pytest.mark.parametrize(
