@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import math
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 _UNIT = "a number in [0, 1]"
 _SHARE = "a number in (0, 1]"
 _POSITIVE = "a number above 0"
 _NOT_NEGATIVE = "a number of at least 0"
 _COUNT = "a whole number of at least 1"
+_COUNT_OR_NONE = "a whole number of at least 0"
 _SCALE_IN_0_1 = "a number in (0, 1)"
 
 _HOLDS: dict[str, Callable[[Any], bool]] = {
@@ -20,12 +22,16 @@ _HOLDS: dict[str, Callable[[Any], bool]] = {
     _POSITIVE: lambda v: v > 0,
     _NOT_NEGATIVE: lambda v: v >= 0,
     _COUNT: lambda v: v >= 1 and int(v) == v,
+    _COUNT_OR_NONE: lambda v: v >= 0 and int(v) == v,
     _SCALE_IN_0_1: lambda v: 0 < v < 1,
 }
 
 RANGES = {
     "eps": _UNIT,
     "attacker_eps": _UNIT,
+    "eps_step": _POSITIVE,
+    "num_random_init": _COUNT_OR_NONE,
+    "logit_scale": _POSITIVE,
     "theta": _SHARE,
     "gamma": _SHARE,
     "confidence": _NOT_NEGATIVE,
@@ -52,8 +58,9 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         ValueError: says the name, the value and the range.
     """
     for name, value in parameters.items():
-        wanted = RANGES.get(name)
-        if wanted is None:
+        # a radius in L2 has no such bound as one in L∞
+        wanted = _POSITIVE if name == "eps" and str(parameters.get("norm")) == "2" else RANGES.get(name)
+        if wanted is None or value is None:
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number or not _HOLDS[wanted](value):
@@ -67,3 +74,21 @@ def accepted_parameters(attack: Callable[..., Any]) -> dict[str, bool]:
         for name, parameter in inspect.signature(attack).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def check_choices(attack: Callable[..., Any], parameters: Mapping[str, Any]) -> None:
+    """Check those parameters that an attack function annotates as `Literal`.
+
+    Raises:
+        ValueError: says the name, the value and the choices.
+    """
+    hints = typing.get_type_hints(attack)
+    for name, value in parameters.items():
+        hint = hints.get(name)
+        choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else (value,)
+        if value not in choices:
+            raise ValueError(f"attack.{name}={value} is unknown to {attack.__name__}: use {_either(choices)}")
+
+
+def _either(choices: tuple[Any, ...]) -> str:
+    return " or ".join(map(str, choices))

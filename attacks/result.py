@@ -17,6 +17,7 @@ class AttackResult:
         backwards: images a gradient was taken for, in total.
         perturbation: the universal perturbation (channels, height, width), where there is one.
         extra: further figures of the attack as a whole, such as UAP's passes.
+        snapshots: images after chosen iterations, by iteration, from attacks that keep them.
     """
 
     x_adv: Tensor
@@ -24,3 +25,4 @@ class AttackResult:
     backwards: int
     perturbation: Tensor | None = None
     extra: dict[str, float] = field(default_factory=dict)
+    snapshots: dict[int, Tensor] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,3 +82,11 @@ def choose_targets(target: int | str | None, logits: Tensor, labels: Tensor, *, 
     raise ValueError(
         f"attack.target={target} is unknown: use a class from 0 to {classes - 1}, random, next or least_likely"
     )
+
+
+def shared_random_targets(predicted: Tensor, classes: int, *, seed: int) -> Tensor:
+    """One random wrong class for all images of a predicted class, (n,): ART's targets for JSMA, drawn as ART does."""
+    draws = np.random.RandomState(seed % 2**32)
+    others = [np.delete(np.arange(classes), own) for own in range(classes)]
+    wrong = torch.tensor([int(draws.choice(choices)) for choices in others], device=predicted.device)
+    return wrong[predicted]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
@@ -30,13 +31,15 @@ from pipelines.errors import InputError
 from pipelines.pictures import save_grid, triptych
 from pipelines.progress import note
 from pipelines.tracking import Tracker
-from qnn.layers import freeze
+from qnn.data import ImageData
+from qnn.freezing import freeze
 from qnn.training import predict
 
 KIND = "attack"
 EXAMPLES = "examples/adversarial.safetensors"
 TABLE = "per_image.json"
 GRID = "images.png"
+PROGRESS = "progress.json"
 
 
 def check(cfg: DictConfig) -> None:
@@ -47,6 +50,7 @@ def check(cfg: DictConfig) -> None:
     if not isinstance(cfg.seed, int):
         raise InputError(f"seed={cfg.seed} must be a whole number")
     classes = len(settings.load_data(cfg).class_names)
+    _check_crafting(cfg)
     target = cfg.attack.get("target")
     try:
         choose_targets(target, torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64), seed=0)
@@ -56,6 +60,14 @@ def check(cfg: DictConfig) -> None:
         networks.check_stored(cfg, settings.load_data(cfg))
 
 
+def _check_crafting(cfg: DictConfig) -> None:
+    on, n = cfg.attack.get("craft", "attacked"), cfg.attack.get("craft_n", 1)
+    if on not in ("attacked", "train"):
+        raise InputError(f"attack.craft={on} is unknown: use attacked or train")
+    if not isinstance(n, int) or n < 1:
+        raise InputError(f"attack.craft_n={n} is out of range: it must be a whole number of at least 1")
+
+
 def identity(cfg: DictConfig) -> dict[str, Any]:
     return {
         "kind": "attack",
@@ -63,9 +75,10 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         "data": settings.load_data(cfg).digest,
         "attack": cfg.attack.name,
         "variant": cfg.attack.variant,
-        "backend": cfg.backend,
+        "backend": settings.backend(cfg),
         "parameters": settings.attack_parameters(cfg),
         "target": cfg.attack.get("target"),
+        **_crafting(cfg),
         "n": cfg.n,
         "seed": cfg.seed,
     }
@@ -101,7 +114,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             tracker.set_tags(run_id, {"source_run_id": source.run_id})
         note(f"attacking {len(selection)} images", of=label(cfg))
         started = time.perf_counter()
-        result = _attack(cfg, net, x, y, targets)
+        result = _attack(cfg, net, x, y, targets, data)
         seconds = time.perf_counter() - started
         record = per_image_record(
             selection.indices.to(device), y, x, result.x_adv, clean_logits, predict(net, result.x_adv), targets
@@ -129,30 +142,73 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         tracker.log_table(run_id, record, TABLE)
         for step, (clean, adversarial) in enumerate(zip(x[shown], result.x_adv[shown], strict=True)):
             tracker.log_image(run_id, triptych(clean, adversarial), key="clean_adversarial_difference", step=step)
+        if result.snapshots:
+            tracker.log_table(run_id, _progress(net, x, y, result.snapshots), PROGRESS)
         tracker.log_metrics(run_id, figures)
     return run_id
 
 
-def _attack(cfg: DictConfig, net: torch.nn.Module, x: Tensor, y: Tensor, targets: Tensor | None) -> AttackResult:
+def _progress(net: torch.nn.Module, x: Tensor, y: Tensor, snapshots: dict[int, Tensor]) -> pd.DataFrame:
+    """One row per kept iteration: adversarial accuracy, and mean and median L2 of the images it is wrong on."""
+    rows = []
+    for iteration, images in snapshots.items():
+        evaded = predict(net, images).argmax(1) != y
+        l2 = (images - x).flatten(1).norm(dim=1)[evaded]
+        rows.append(
+            {
+                "iteration": iteration,
+                "adversarial_accuracy": 1 - float(evaded.float().mean()),
+                "l2": float(l2.mean()),
+                "l2_median": float(l2.median()) if len(l2) else float("nan"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _attack(
+    cfg: DictConfig, net: torch.nn.Module, x: Tensor, y: Tensor, targets: Tensor | None, data: ImageData
+) -> AttackResult:
     attack = settings.attack_function(cfg)
     accepted = accepted_parameters(attack)
-    extras = {"seed": cfg.seed, "targets": targets}
-    result = attack(net, x, y, **settings.attack_parameters(cfg), **{k: v for k, v in extras.items() if k in accepted})
+    extras: dict[str, Any] = {"seed": cfg.seed, "targets": targets, "variant": cfg.attack.variant}
+    if _crafting(cfg):
+        extras["craft_on"] = _crafting_images(cfg, net, data, x.device)
+    provided = {name: value for name, value in extras.items() if name in accepted}
+    result = attack(net, x, y, **settings.attack_parameters(cfg), **provided)
     x_adv = result.x_adv
     if x_adv.shape != x.shape or not bool(((x_adv >= 0) & (x_adv <= 1)).all()):
         raise RuntimeError(f"{cfg.attack.function} returned images of another shape or outside [0, 1]")
     return result
 
 
+def _crafting(cfg: DictConfig) -> dict[str, Any]:
+    """Where a universal perturbation is grown, if not on the attacked images."""
+    on = cfg.attack.get("craft", "attacked")
+    return {} if on == "attacked" else {"craft": on, "craft_n": cfg.attack.craft_n}
+
+
+def _crafting_images(
+    cfg: DictConfig, net: torch.nn.Module, data: ImageData, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    chosen = select_correct(
+        lambda images: predict(net, images.to(device)),
+        data.train.pixels,
+        data.train.labels,
+        n=cfg.attack.craft_n,
+        seed=cfg.seed,
+    )
+    return data.train.pixels(chosen.indices).to(device), chosen.labels.to(device)
+
+
 def _parameters(cfg: DictConfig) -> dict[str, Any]:
     return {
         "attack": cfg.attack.name,
         "variant": cfg.attack.variant,
-        "backend": cfg.backend,
+        "backend": settings.backend(cfg),
         "seed": cfg.seed,
         "n_requested": cfg.n,
         "attack.target": cfg.attack.get("target"),
-        **{f"attack.{name}": value for name, value in settings.attack_parameters(cfg).items()},
+        **{f"attack.{name}": value for name, value in {**settings.attack_parameters(cfg), **_crafting(cfg)}.items()},
     }
 
 

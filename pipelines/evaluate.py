@@ -22,7 +22,7 @@ from pipelines.cells import open_tracker
 from pipelines.errors import InputError
 from pipelines.progress import say
 from pipelines.tracking import Tracker
-from qnn.layers import freeze
+from qnn.freezing import freeze
 from qnn.training import evaluate, predict
 
 KIND = "evaluate"

@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from attacks import AttackResult
-from attacks.parameters import accepted_parameters, check_parameters
+from attacks.art.any import check_params, find_attack
+from attacks.parameters import accepted_parameters, check_choices, check_parameters
 from pipelines.errors import InputError
 from pipelines.fingerprints import plain
 from qnn.data import ImageData
@@ -30,7 +31,9 @@ from qnn.training import Recipe
 
 # keys of a conf/data and conf/attack file that are not arguments of its function
 DATA_META = {"name", "function", "hyperparameters"}
-ATTACK_META = {"name", "variant", "function", "target", "paper"}
+ATTACK_META = {"name", "variant", "function", "target", "paper", "class", "craft", "craft_n"}
+# parameters of attack functions that the pipeline provides
+PROVIDED = {"targets", "seed", "variant", "craft_on", "start"}
 
 
 def load_data(cfg: DictConfig) -> ImageData:
@@ -105,12 +108,18 @@ def attack_parameters(cfg: DictConfig) -> dict[str, Any]:
             f"attack={cfg.attack.name} has no preset for data.hyperparameters={cfg.data.hyperparameters}:"
             f" {one_line(error)}"
         ) from error
+    attack = attack_function(cfg)
+    accepted = accepted_parameters(attack)
+    own = sorted(accepted.keys() - PROVIDED)
     parameters = {name: value for name, value in chosen.items() if name not in ATTACK_META}
-    accepted = accepted_parameters(attack_function(cfg))
-    own = sorted(accepted.keys() - {"targets", "seed"})
-    unknown = sorted(parameters.keys() - set(own))
+    # what only one backend has is harmless while it is switched off
+    unknown = sorted(name for name in parameters.keys() - set(own) if parameters[name] not in (None, False, []))
     if unknown:
-        raise InputError(f"attack={cfg.attack.name} has no parameter {', '.join(unknown)}: it has {', '.join(own)}")
+        raise InputError(
+            f"attack={cfg.attack.name} has no parameter {', '.join(unknown)} with backend={backend(cfg)}:"
+            f" it has {', '.join(own)}"
+        )
+    parameters = {name: value for name, value in parameters.items() if name in accepted}
     absent = [name for name in own if accepted[name] and parameters.get(name) is None]
     if absent:
         raise InputError(
@@ -118,11 +127,22 @@ def attack_parameters(cfg: DictConfig) -> dict[str, Any]:
         )
     if chosen.get("target") is not None and "targets" not in accepted:
         raise InputError(f"attack={cfg.attack.name} has no targeted form: leave attack.target out")
+    if chosen.get("craft", "attacked") != "attacked" and "craft_on" not in accepted:
+        raise InputError(f"attack={cfg.attack.name} with backend={backend(cfg)} crafts on the attacked images only")
     try:
         check_parameters(parameters)
+        check_choices(attack, {**parameters, **({"variant": chosen["variant"]} if "variant" in accepted else {})})
+        if "class_path" in parameters:
+            check_params(find_attack(parameters["class_path"]), parameters["params"])
     except ValueError as error:
         raise InputError(f"attack={cfg.attack.name}: {one_line(error)}") from error
     return parameters
+
+
+def backend(cfg: DictConfig) -> str:
+    """What runs the configured attack: native, art, or the module of a function from elsewhere."""
+    module = str(cfg.attack.function).rpartition(".")[0]
+    return module.removeprefix("attacks.")
 
 
 def work_folder(cfg: DictConfig) -> Path:

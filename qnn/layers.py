@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,17 +26,3 @@ class QuantLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight_quantizer(self.weight), self.bias)
-
-
-def freeze(net: nn.Module) -> nn.Module:
-    """A copy for inference and attack: eval mode, no parameter gradients, weights quantised once.
-
-    The copy computes exactly what `net.eval()` computes, without mapping the weights on every call.
-    """
-    frozen = copy.deepcopy(net).eval().requires_grad_(False)
-    for layer in frozen.modules():
-        if isinstance(layer, QuantConv2d | QuantLinear):
-            with torch.no_grad():
-                layer.weight.copy_(layer.weight_quantizer(layer.weight))
-            layer.weight_quantizer = nn.Identity()
-    return frozen

@@ -73,6 +73,26 @@ class DoReFaWeight(nn.Module):
         return f"bits={self.bits}"
 
 
+_BELOW_0 = -torch.finfo(torch.float32).tiny
+_ABOVE_1 = 1 + torch.finfo(torch.float32).eps
+
+
+class _ClipToLevels(torch.autograd.Function):
+    """`quantize_unit(x.clamp(0, 1))` in one buffer, with a backward pass in one kernel."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, steps: int) -> Tensor:
+        ctx.save_for_backward(x)
+        levels = x.clamp(0, 1)
+        return levels.round_() if steps == 1 else levels.mul_(steps).round_().div_(steps)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        # hardtanh's gradient is 0 at its bounds, so the bounds lie one float outside [0, 1]
+        return torch.ops.aten.hardtanh_backward(grad, x, _BELOW_0, _ABOVE_1), None
+
+
 class DoReFaActivation(nn.Module):
     """q_k(clip(x, 0, 1)) (eq. 27): gradient 1 inside [0, 1], 0 outside."""
 
@@ -82,7 +102,7 @@ class DoReFaActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return quantize_unit(x.float().clamp(0, 1), self.bits)
+            return _ClipToLevels.apply(x.float(), 2**self.bits - 1)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"

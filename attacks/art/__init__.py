@@ -4,10 +4,11 @@ Same keywords and defaults as ART's classes. What ART does slowly or without a s
 `attacks.art.estimator` and in each file, where it says so; the algorithms are ART's own.
 """
 
+from attacks.art.any import any_attack
 from attacks.art.boundary import boundary
 from attacks.art.carlini_wagner import carlini_wagner
 from attacks.art.fgsm import fgsm
 from attacks.art.jsma import jsma
 from attacks.art.uap import uap
 
-__all__ = ["boundary", "carlini_wagner", "fgsm", "jsma", "uap"]
+__all__ = ["any_attack", "boundary", "carlini_wagner", "fgsm", "jsma", "uap"]

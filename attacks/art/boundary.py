@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import Literal
 
 import numpy as np
 from art.attacks.evasion import BoundaryAttack
 from torch import Tensor, nn
 
-from attacks.art.estimator import CHUNK, CountingClassifier, as_result, seeded
-from attacks.parameters import check_parameters
+from attacks.art.estimator import CountingClassifier, as_result, seeded
+from attacks.evaluation import Evaluator, check_images
+from attacks.parameters import check_choices, check_parameters
 from attacks.result import AttackResult
 
 
@@ -26,6 +28,7 @@ def boundary(
     sample_size: int = 20,
     init_size: int = 100,
     min_epsilon: float = 0.0,
+    variant: Literal["closest"] = "closest",
     targets: Tensor | None = None,
     seed: int = 0,
 ) -> AttackResult:
@@ -53,19 +56,22 @@ def boundary(
         "min_epsilon": min_epsilon,
     }
     check_parameters({**parameters, "init_size": init_size})
-    estimator = CountingClassifier(model, x)
-    clean = x.cpu().numpy()
-    goal = None if targets is None else targets.cpu().numpy()
-    start = _noise_start(estimator, clean, goal, init_size, np.random.default_rng(seed))
-    attack = BoundaryAttack(
-        estimator, targeted=targets is not None, batch_size=CHUNK, init_size=1, verbose=False, **parameters
-    )
-    attack.init_size = 0  # the start is given; where there is none, ART must not draw an unseeded one
-    logging.getLogger("art.attacks.evasion.boundary").setLevel(logging.ERROR)
-    labels = y.cpu().numpy() if goal is None else goal
-    with seeded(seed):
-        x_adv = attack.generate(clean, y=labels, x_adv_init=start)
-    return as_result(estimator, x_adv, x)
+    check_choices(boundary, {"variant": variant})
+    check_images(x, y, targets)
+    with Evaluator(model, x) as network:
+        estimator = CountingClassifier(network, x)
+        clean = x.cpu().numpy()
+        goal = None if targets is None else targets.cpu().numpy()
+        start = _noise_start(estimator, clean, goal, init_size, np.random.default_rng(seed))
+        attack = BoundaryAttack(
+            estimator, targeted=targets is not None, batch_size=len(x), init_size=1, verbose=False, **parameters
+        )
+        attack.init_size = 0  # the start is given; where there is none, ART must not draw an unseeded one
+        logging.getLogger("art.attacks.evasion.boundary").setLevel(logging.ERROR)
+        labels = y.cpu().numpy() if goal is None else goal
+        with seeded(seed):
+            x_adv = attack.generate(clean, y=labels, x_adv_init=start)
+        return as_result(network, x_adv, x)
 
 
 def _noise_start(

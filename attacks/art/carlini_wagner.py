@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from art.attacks.evasion import CarliniL2Method
 from torch import Tensor, nn
 
 from attacks.art.estimator import CountingClassifier, as_result
-from attacks.parameters import check_parameters
+from attacks.evaluation import Evaluator, check_images
+from attacks.parameters import check_choices, check_parameters
 from attacks.result import AttackResult
 
 
@@ -22,6 +25,8 @@ def carlini_wagner(
     initial_const: float = 0.01,
     max_halving: int = 5,
     max_doubling: int = 5,
+    variant: Literal["line_search"] = "line_search",
+    art_defects: Literal[True] = True,
     targets: Tensor | None = None,
 ) -> AttackResult:
     """Minimise ‖x_adv − x‖² + c · hinge(logit margin + κ) in tanh space, searching c.
@@ -36,6 +41,7 @@ def carlini_wagner(
         max_iter: descent steps per value of c.
         initial_const: first c.
         max_halving, max_doubling: line search bounds.
+        art_defects: the native attack can do without them, ART cannot.
         targets: classes to reach, (n,); None: away from `y`.
     """
     parameters = {
@@ -48,7 +54,12 @@ def carlini_wagner(
         "max_doubling": max_doubling,
     }
     check_parameters(parameters)
-    estimator = CountingClassifier(model, x)
-    attack = CarliniL2Method(estimator, targeted=targets is not None, batch_size=len(x), verbose=False, **parameters)
-    x_adv = attack.generate(x.cpu().numpy(), y=(y if targets is None else targets).cpu().numpy())
-    return as_result(estimator, x_adv, x)
+    check_choices(carlini_wagner, {"variant": variant, "art_defects": art_defects})
+    check_images(x, y, targets)
+    with Evaluator(model, x) as network:
+        estimator = CountingClassifier(network, x)
+        attack = CarliniL2Method(
+            estimator, targeted=targets is not None, batch_size=len(x), verbose=False, **parameters
+        )
+        x_adv = attack.generate(x.cpu().numpy(), y=(y if targets is None else targets).cpu().numpy())
+        return as_result(network, x_adv, x)

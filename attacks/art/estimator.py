@@ -15,69 +15,58 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from art.estimators.classification import PyTorchClassifier
 
+from attacks.evaluation import Evaluator
+from attacks.losses import cross_entropy, logit
 from attacks.result import AttackResult
-
-CHUNK = 256
 
 
 class CountingClassifier(PyTorchClassifier):
-    """`PyTorchClassifier` that casts to float32, counts evaluations and takes one backward pass.
+    """`PyTorchClassifier` that evaluates as the native attacks do: in float32, in blocks, counted.
 
     ART's own passes float64 on under NumPy 2 (its Boundary attack then fails), builds a DataLoader per
     prediction, and in `class_gradient` runs one backward pass per distinct label.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor) -> None:
-        with torch.no_grad():
-            classes = model.eval()(x[:1]).shape[1]
+    def __init__(self, network: Evaluator, x: Tensor) -> None:
         super().__init__(
-            model=model,
+            model=network.model,
             loss=nn.CrossEntropyLoss(),
             input_shape=tuple(x.shape[1:]),
-            nb_classes=classes,
+            nb_classes=network.logits(x[:1]).shape[1],
             clip_values=(0.0, 1.0),
             device_type="gpu" if x.is_cuda else "cpu",
         )
-        self.forwards = 1  # the one that told the number of classes
-        self.backwards = 0
+        self.network = network
 
-    def predict(self, x: np.ndarray, batch_size: int = CHUNK, training_mode: bool = False, **kwargs) -> np.ndarray:
-        """Logits (n, classes); `batch_size` only ever grows, to at least `CHUNK`."""
-        self.forwards += len(x)
-        with torch.no_grad():
-            parts = self._tensor(x).split(max(batch_size, CHUNK))
-            return torch.cat([self.model(part) for part in parts]).cpu().numpy()
+    def predict(self, x: np.ndarray, batch_size: int = 0, training_mode: bool = False, **kwargs) -> np.ndarray:
+        """Logits (n, classes); batches are the evaluator's."""
+        return self.network.logits(self._tensor(x)).cpu().numpy()
 
     def class_gradient(self, x: np.ndarray, label=None, training_mode: bool = False, **kwargs) -> np.ndarray:
         """Gradient of each image's chosen logit, (n, 1, *image), or of all logits, (n, classes, *image)."""
         chosen = range(self.nb_classes) if label is None else [label]
-        return np.stack([self._logit_gradient(x, which) for which in chosen], axis=1)
+        objectives = [logit(self._classes(which, len(x))) for which in chosen]
+        _, *gradients = self.network.gradients(self._tensor(x), *objectives)
+        return torch.stack(gradients, dim=1).cpu().numpy()
 
     def loss_gradient(self, x: np.ndarray, y: np.ndarray, training_mode: bool = False, **kwargs) -> np.ndarray:
-        """Gradient of ART's loss (the mean cross-entropy of the batch)."""
-        self.forwards += len(x)
-        self.backwards += len(x)
-        return super().loss_gradient(np.asarray(x, dtype=np.float32), y, training_mode=training_mode, **kwargs)
+        """Gradient of ART's loss, the mean cross-entropy of the batch."""
+        labels = y.argmax(1) if y.ndim > 1 else y
+        objective = cross_entropy(self._classes(labels, len(x)))
+        gradient = self.network.gradients(self._tensor(x), objective)[1]
+        return (gradient / len(x)).cpu().numpy()
 
     def _tensor(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
 
-    def _logit_gradient(self, x: np.ndarray, label: int | np.ndarray) -> np.ndarray:
-        self.forwards += len(x)
-        self.backwards += len(x)
-        labels = torch.as_tensor(np.broadcast_to(label, len(x)).copy(), dtype=torch.int64, device=self.device)
-        gradients = []
-        for part, which in zip(self._tensor(x).split(CHUNK), labels.split(CHUNK), strict=True):
-            part.requires_grad_()
-            chosen = self.model(part).gather(1, which[:, None]).sum()
-            gradients.append(torch.autograd.grad(chosen, part)[0])
-        return torch.cat(gradients).cpu().numpy()
+    def _classes(self, classes: int | np.ndarray, n: int) -> Tensor:
+        return torch.as_tensor(np.broadcast_to(classes, n).copy(), dtype=torch.int64, device=self.device)
 
 
-def as_result(estimator: CountingClassifier, x_adv: np.ndarray, like: Tensor, **more) -> AttackResult:
+def as_result(network: Evaluator, x_adv: np.ndarray, like: Tensor, **more) -> AttackResult:
     """Wrap what an ART attack returned."""
     adversarial = torch.from_numpy(np.asarray(x_adv, dtype=np.float32)).to(like.device)
-    return AttackResult(adversarial, estimator.forwards, estimator.backwards, **more)
+    return AttackResult(adversarial, network.forwards, network.backwards, **more)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 from art.attacks.evasion import FastGradientMethod
 from torch import Tensor, nn
 
-from attacks.art.estimator import CHUNK, CountingClassifier, as_result
+from attacks.art.estimator import CountingClassifier, as_result
+from attacks.evaluation import Evaluator, check_images
 from attacks.parameters import check_parameters
 from attacks.result import AttackResult
 
@@ -18,7 +19,9 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 0.3, targets: T
         targets: classes to move towards, (n,); None: away from `y`.
     """
     check_parameters({"eps": eps})
-    estimator = CountingClassifier(model, x)
-    attack = FastGradientMethod(estimator, eps=eps, targeted=targets is not None, batch_size=CHUNK)
-    x_adv = attack.generate(x.cpu().numpy(), y=(y if targets is None else targets).cpu().numpy())
-    return as_result(estimator, x_adv, x)
+    check_images(x, y, targets)
+    with Evaluator(model, x) as network:
+        estimator = CountingClassifier(network, x)
+        attack = FastGradientMethod(estimator, eps=eps, targeted=targets is not None, batch_size=len(x))
+        x_adv = attack.generate(x.cpu().numpy(), y=(y if targets is None else targets).cpu().numpy())
+        return as_result(network, x_adv, x)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from art.attacks.evasion import SaliencyMapMethod
 from torch import Tensor, nn
 
 from attacks.art.estimator import CountingClassifier, as_result, seeded
-from attacks.parameters import check_parameters
+from attacks.evaluation import Evaluator, check_images
+from attacks.parameters import check_choices, check_parameters
 from attacks.result import AttackResult
 
 
@@ -17,6 +20,7 @@ def jsma(
     *,
     theta: float = 0.1,
     gamma: float = 1.0,
+    variant: Literal["top2"] = "top2",
     targets: Tensor | None = None,
     seed: int = 0,
 ) -> AttackResult:
@@ -33,8 +37,11 @@ def jsma(
             images of a class, drawn with `seed`; any wrong class then counts as evasion.
     """
     check_parameters({"theta": theta, "gamma": gamma})
-    estimator = CountingClassifier(model, x)
-    attack = SaliencyMapMethod(estimator, theta=theta, gamma=gamma, batch_size=len(x), verbose=False)
-    with seeded(seed):
-        x_adv = attack.generate(x.cpu().numpy(), y=None if targets is None else targets.cpu().numpy())
-    return as_result(estimator, x_adv, x)
+    check_choices(jsma, {"variant": variant})
+    check_images(x, y, targets)
+    with Evaluator(model, x) as network:
+        estimator = CountingClassifier(network, x)
+        attack = SaliencyMapMethod(estimator, theta=theta, gamma=gamma, batch_size=len(x), verbose=False)
+        with seeded(seed):
+            x_adv = attack.generate(x.cpu().numpy(), y=None if targets is None else targets.cpu().numpy())
+        return as_result(network, x_adv, x)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from attacks import select_correct
 from qnn.data import Batches, ImageData, digits
-from qnn.layers import freeze
+from qnn.freezing import freeze
 from qnn.models import MnistConvNet
 from qnn.quantizers import DoReFa
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qnn.layers import QuantConv2d, QuantLinear, freeze
+from qnn.freezing import freeze
+from qnn.layers import QuantConv2d, QuantLinear
 from qnn.models import CifarConvNet, LeNet5, MnistConvNet, ResNet
 from qnn.quantizers import ClipOnly, DoReFa, DoReFaWeight
 

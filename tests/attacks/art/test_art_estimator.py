@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.art import boundary, carlini_wagner, fgsm, jsma, uap
-from attacks.art.estimator import CHUNK, CountingClassifier, PyTorchClassifier, seeded
+from attacks.art.estimator import CountingClassifier, PyTorchClassifier, seeded
 
 
 def stock(victim) -> PyTorchClassifier:

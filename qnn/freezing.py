@@ -1,0 +1,87 @@
+"""The network under attack: frozen, so that nothing is computed twice."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from qnn.layers import QuantConv2d, QuantLinear
+
+
+def freeze(net: nn.Module, *, channels_last: bool = True, compile: bool = False) -> nn.Module:
+    """A copy for inference and attack: eval mode, no parameter gradients, weights quantised once.
+
+    A batch norm that directly follows a convolution or linear layer is folded into it, and
+    convolutions run channels-last. The copy computes what `net.eval()` computes up to float32
+    rounding; where that rounding meets the threshold of an activation quantiser, a level may differ.
+
+    Args:
+        channels_last: memory layout of the convolutions; two to three times faster on CPUs.
+        compile: pass the copy through `torch.compile` (any batch size; the first calls take long).
+    """
+    frozen = copy.deepcopy(net).eval().requires_grad_(False)
+    for layer in frozen.modules():
+        if isinstance(layer, QuantConv2d | QuantLinear):
+            layer.weight.copy_(layer.weight_quantizer(layer.weight))
+            layer.weight_quantizer = nn.Identity()
+    for name, norm_name in list(_layers_before_batch_norm(frozen)):
+        layer, norm = frozen.get_submodule(name), frozen.get_submodule(norm_name)
+        fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+        frozen.set_submodule(name, fuse(layer, norm).requires_grad_(False))
+        frozen.set_submodule(norm_name, nn.Identity())
+    if channels_last:
+        frozen = frozen.to(memory_format=torch.channels_last)
+        for name, layer in list(frozen.named_modules()):
+            if isinstance(layer, nn.MaxPool2d) and _halves(layer):
+                frozen.set_submodule(name, _HalvingMaxPool(2))
+    return torch.compile(frozen, dynamic=True) if compile else frozen
+
+
+class _HalvingMaxPool(nn.MaxPool2d):
+    """2×2 max pooling; where no gradient is wanted and the layout allows, rows first and then columns.
+
+    That is four times faster on a CPU than `nn.MaxPool2d`, which also notes where each maximum lay.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        whole = height % 2 == width % 2 == 0
+        if torch.is_grad_enabled() or not whole or not x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x)
+        rows = x.permute(0, 2, 3, 1).view(n, height // 2, 2, width * channels)
+        columns = torch.maximum(rows[:, :, 0], rows[:, :, 1]).view(n, height // 2, width // 2, 2, channels)
+        return torch.maximum(columns[:, :, :, 0], columns[:, :, :, 1]).permute(0, 3, 1, 2)
+
+
+def _halves(pool: nn.MaxPool2d) -> bool:
+    plain = pool.padding in (0, (0, 0)) and pool.dilation in (1, (1, 1)) and not pool.return_indices
+    return plain and pool.kernel_size in (2, (2, 2)) and pool.stride in (2, (2, 2))
+
+
+class _LayerTracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return not any(module.children()) or isinstance(module, QuantConv2d | QuantLinear)
+
+
+def _layers_before_batch_norm(net: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of each layer whose output goes into a batch norm and nowhere else, and of that batch norm."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
+        return
+    try:
+        calls = [node for node in _LayerTracer().trace(net).nodes if node.op == "call_module"]
+    except Exception:  # what a stranger's forward does under tracing is not ours to foresee: nothing is folded
+        return
+    targets = [node.target for node in calls]
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        pair = net.get_submodule(before.target), net.get_submodule(node.target)
+        foldable = isinstance(pair[0], nn.Conv2d) and isinstance(pair[1], nn.BatchNorm2d)
+        foldable |= isinstance(pair[0], nn.Linear) and isinstance(pair[1], nn.BatchNorm1d)
+        if foldable and targets.count(node.target) == targets.count(before.target) == 1 and pair[1].track_running_stats:
+            yield before.target, node.target
