@@ -88,5 +88,5 @@ def shared_random_targets(predicted: Tensor, classes: int, *, seed: int) -> Tens
     """One random wrong class for all images of a predicted class, (n,): ART's targets for JSMA, drawn as ART does."""
     draws = np.random.RandomState(seed % 2**32)
     others = [np.delete(np.arange(classes), own) for own in range(classes)]
-    wrong = torch.tensor([int(draws.choice(choices)) for choices in others], device=predicted.device)
+    wrong = torch.tensor([int(draws.choice(choices)) for choices in others if len(choices)], device=predicted.device)
     return wrong[predicted]

@@ -93,7 +93,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     data = settings.load_data(cfg)
     source = networks.obtain(cfg, data, tracker, parent)
     device = settings.device(cfg)
-    net = freeze(source.net).to(device)
+    net = freeze(source.net.to(device), compile=cfg.trainer.compile)
     note("choosing images", of=label(cfg))
     selection = select_correct(
         lambda images: predict(net, images.to(device)), data.test.pixels, data.test.labels, n=cfg.n, seed=cfg.seed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,7 +22,7 @@ def freeze(net: nn.Module, *, channels_last: bool = True, compile: bool = False)
 
     Args:
         channels_last: memory layout of the convolutions; two to three times faster on CPUs.
-        compile: pass the copy through `torch.compile` (any batch size; the first calls take long).
+        compile: pass the copy through `torch.compile`; on a CPU each new batch size is compiled anew.
     """
     frozen = copy.deepcopy(net).eval().requires_grad_(False)
     for layer in frozen.modules():
@@ -29,16 +30,25 @@ def freeze(net: nn.Module, *, channels_last: bool = True, compile: bool = False)
             layer.weight.copy_(layer.weight_quantizer(layer.weight))
             layer.weight_quantizer = nn.Identity()
     for name, norm_name in list(_layers_before_batch_norm(frozen)):
-        layer, norm = frozen.get_submodule(name), frozen.get_submodule(norm_name)
-        fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        frozen.set_submodule(name, fuse(layer, norm).requires_grad_(False))
+        frozen.set_submodule(name, _fused(frozen.get_submodule(name), frozen.get_submodule(norm_name)))
         frozen.set_submodule(norm_name, nn.Identity())
     if channels_last:
-        frozen = frozen.to(memory_format=torch.channels_last)
+        frozen = frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name, layer in list(frozen.named_modules()):
             if isinstance(layer, nn.MaxPool2d) and _halves(layer):
                 frozen.set_submodule(name, _HalvingMaxPool(2))
-    return torch.compile(frozen, dynamic=True) if compile else frozen
+    return _compiled(frozen) if compile else frozen
+
+
+def _compiled(net: nn.Module) -> nn.Module:
+    # on CPUs torch 2.13 gets the strides of channels-last convolutions wrong when the batch size is dynamic
+    on_cpu = all(parameter.device.type == "cpu" for parameter in net.parameters())
+    return cast(nn.Module, torch.compile(net, dynamic=not on_cpu))
+
+
+def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
+    fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+    return cast(nn.Module, fuse(layer, norm)).requires_grad_(False)
 
 
 class _HalvingMaxPool(nn.MaxPool2d):
@@ -80,8 +90,13 @@ def _layers_before_batch_norm(net: nn.Module) -> Iterator[tuple[str, str]]:
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
-        pair = net.get_submodule(before.target), net.get_submodule(node.target)
-        foldable = isinstance(pair[0], nn.Conv2d) and isinstance(pair[1], nn.BatchNorm2d)
-        foldable |= isinstance(pair[0], nn.Linear) and isinstance(pair[1], nn.BatchNorm1d)
-        if foldable and targets.count(node.target) == targets.count(before.target) == 1 and pair[1].track_running_stats:
-            yield before.target, node.target
+        names = str(before.target), str(node.target)
+        called_once = all(targets.count(name) == 1 for name in names)
+        if called_once and _foldable(*map(net.get_submodule, names)):
+            yield names
+
+
+def _foldable(layer: nn.Module, norm: nn.Module) -> bool:
+    fits = isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    fits |= isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
+    return fits and getattr(norm, "running_mean", None) is not None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attacks.evaluation import Evaluator, check_images
 from attacks.losses import Hinge
 from attacks.native.cw_adam import adam_search
-from attacks.native.cw_line_search import LineSearch
+from attacks.native.cw_line_search import LineSearch, search_const
 from attacks.parameters import check_choices, check_parameters
 from attacks.result import AttackResult
 
@@ -71,6 +71,6 @@ def carlini_wagner(
         elif variant == "adam":
             x_adv = adam_search(network, x, goal, learning_rate, binary_search_steps, max_iter, initial_const)
         else:
-            search = LineSearch(network, x, goal, learning_rate, max_iter, max_halving, max_doubling, art_defects)
-            x_adv = search.run(initial_const, binary_search_steps)
+            settings = LineSearch(learning_rate, max_iter, max_halving, max_doubling, art_defects)
+            x_adv = search_const(network, x, goal, settings, initial_const, binary_search_steps)
     return AttackResult(x_adv, network.forwards, network.backwards)

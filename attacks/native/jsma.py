@@ -51,16 +51,14 @@ def jsma(
     check_choices(jsma, {"variant": variant})
     check_images(x, y, targets)
     choose_pair = _RULES[variant]
-    x_adv = x.clone()
+    x_adv = x.clone(memory_format=torch.contiguous_format)  # so that `values` is a view of it
     values = x_adv.flatten(1)
     touched = torch.zeros_like(values, dtype=torch.bool)
     with Evaluator(model, x) as network:
-        if targets is None and len(x):
-            logits = network.logits(x)
-            targets = shared_random_targets(logits.argmax(1), logits.shape[1], seed=seed)
+        goals = _shared_targets(network, x, seed) if targets is None else targets
         active = torch.arange(len(x), device=x.device)
         while len(active):
-            goal = targets[active]
+            goal = goals[active]
             pair, usable, predicted = choose_pair(network, x_adv[active], goal)
             going = (predicted != goal) & usable
             active, pair = active[going], pair[going]
@@ -70,6 +68,11 @@ def jsma(
             within_budget = touched[active].sum(1) / values.shape[1] <= gamma
             active = active[within_budget & (values[active] < 1).any(1)]
     return AttackResult(x_adv, network.forwards, network.backwards)
+
+
+def _shared_targets(network: Evaluator, x: Tensor, seed: int) -> Tensor:
+    logits = network.logits(x)
+    return shared_random_targets(logits.argmax(1), logits.shape[1], seed=seed)
 
 
 def _top_two(network: Evaluator, images: Tensor, goal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
