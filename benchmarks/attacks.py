@@ -70,13 +70,13 @@ NATIVE_IMAGES = {
 
 @dataclass(frozen=True)
 class Run:
-    """What one contender did: seconds, adversarial images, evaluations if counted."""
+    """What one contender did: seconds, adversarial images, evaluations where they are counted."""
 
     seconds: float
     x_adv: Tensor
     threads: int
-    forwards: int | None = None
-    backwards: int | None = None
+    forwards: int = 0
+    backwards: int = 0
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def main() -> None:
     chosen = options.parse_args()
     quiet()
     log = chosen.out.with_suffix(".csv")
-    rows = pd.read_csv(log).to_dict("records") if log.exists() else []
+    rows: list[Any] = pd.read_csv(log).to_dict("records") if log.exists() else []
     done = {(row["network"], row["attack"]) for row in rows}
     for folder in chosen.networks:
         about = read_description(folder)
@@ -120,11 +120,12 @@ def measure(folder: Path, attack: str, name: str, root: str, threads: int) -> di
     native = in_turn(
         lambda: native_run(frozen, x[:many], y[:many], attack, settings), repeats=3 if attack == "fgsm" else 1
     )
+    stock = min(
+        (stock_run(net, x[:few], y[:few], attack, settings, cores) for cores in sorted({1, threads})),
+        key=lambda run: run.seconds,
+    )
     contenders = {
-        "stock": min(
-            (stock_run(net, x[:few], y[:few], attack, settings, cores) for cores in sorted({1, threads})),
-            key=lambda run: run.seconds,
-        ),
+        "stock": stock,
         "art": art_run(frozen, x[:few], y[:few], attack, settings, threads),
         "foolbox": foolbox_run(frozen, x[:few], y[:few], attack, settings, threads),
     }
@@ -133,7 +134,7 @@ def measure(folder: Path, attack: str, name: str, root: str, threads: int) -> di
     for contender, run in contenders.items():
         if run is not None:
             row |= {f"{contender}_ms": run.seconds / few * 1e3, **strength(contender, net, x[:few], y[:few], run.x_adv)}
-    row |= {"stock_threads": contenders["stock"].threads, **strength("native", net, x[:few], y[:few], same.x_adv)}
+    row |= {"stock_threads": stock.threads, **strength("native", net, x[:few], y[:few], same.x_adv)}
     forward, backward = bare_costs(frozen, x)
     floor = native.forwards * forward + native.backwards * backward
     row |= {
@@ -218,6 +219,7 @@ def foolbox_run(
     except ImportError:
         return None
     torch.set_num_threads(threads)
+    chosen: Any
     if attack == "carlini_wagner":
         chosen = foolbox.attacks.L2CarliniWagnerAttack(
             binary_search_steps=settings["binary_search_steps"],
@@ -262,7 +264,7 @@ def bare_costs(net: nn.Module, x: Tensor) -> tuple[float, float]:
 def fastest(run: Callable[[], object], seconds: float = 1.0) -> float:
     """The shortest of the runs that fit into about `seconds`."""
     run()
-    times = []
+    times: list[float] = []
     while sum(times) < seconds:
         started = time.perf_counter()
         run()

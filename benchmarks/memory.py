@@ -18,7 +18,7 @@ from benchmarks.attacks import SETTINGS, correct_images, quiet
 from qnn.checkpoint import read_description, rebuild
 from qnn.freezing import freeze
 
-SHORT = {
+SHORT: dict[str, dict[str, float]] = {
     "jsma": {"gamma": 0.01},
     "carlini_wagner": {"max_iter": 2, "binary_search_steps": 2},
     "boundary": {"max_iter": 2},
