@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from benchmarks.attacks import fastest
+from benchmarks.attacks import typical
 from qnn import data as datasets
 from qnn.checkpoint import read_description, rebuild
 from qnn.freezing import freeze
@@ -39,7 +39,7 @@ def compare(folder: Path, root: str) -> dict[str, object]:
 
 def forward_us(net: nn.Module, block: torch.Tensor) -> float:
     with torch.no_grad():
-        return fastest(lambda: net(block)) / len(block) * 1e6
+        return typical(lambda: net(block)) / len(block) * 1e6
 
 
 def main() -> None:
