@@ -50,6 +50,8 @@ RANGES = {
     "min_epsilon": _NOT_NEGATIVE,
 }
 
+_OPTIONAL = {"eps_step"}
+
 
 def check_parameters(parameters: Mapping[str, Any]) -> None:
     """Check each named hyper-parameter against its range.
@@ -60,7 +62,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     for name, value in parameters.items():
         # a radius in L2 has no such bound as one in L∞
         wanted = _POSITIVE if name == "eps" and str(parameters.get("norm")) == "2" else RANGES.get(name)
-        if wanted is None or value is None:
+        if wanted is None or (value is None and name in _OPTIONAL):
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number or not _HOLDS[wanted](value):
@@ -77,7 +79,7 @@ def accepted_parameters(attack: Callable[..., Any]) -> dict[str, bool]:
 
 
 def check_choices(attack: Callable[..., Any], parameters: Mapping[str, Any]) -> None:
-    """Check those parameters that an attack function annotates as `Literal`.
+    """Check those parameters that an attack function annotates as `Literal` or `bool`.
 
     Raises:
         ValueError: says the name, the value and the choices.
@@ -86,6 +88,7 @@ def check_choices(attack: Callable[..., Any], parameters: Mapping[str, Any]) -> 
     for name, value in parameters.items():
         hint = hints.get(name)
         choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else (value,)
+        choices = (True, False) if hint is bool else choices
         if value not in choices:
             raise ValueError(f"attack.{name}={value} is unknown to {attack.__name__}: use {_either(choices)}")
 

@@ -51,6 +51,7 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"seed={cfg.seed} must be a whole number")
     classes = len(settings.load_data(cfg).class_names)
     _check_crafting(cfg)
+    _rehearse(cfg)
     target = cfg.attack.get("target")
     try:
         choose_targets(target, torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64), seed=0)
@@ -58,6 +59,19 @@ def check(cfg: DictConfig) -> None:
         raise InputError(str(error)) from error
     if cfg.network is not None:
         networks.check_stored(cfg, settings.load_data(cfg))
+
+
+def _rehearse(cfg: DictConfig) -> None:
+    """Have a native attack check its parameters, on no images."""
+    if settings.backend(cfg) != "native":
+        return
+    attack = settings.attack_function(cfg)
+    provided = {"variant": cfg.attack.variant} if "variant" in accepted_parameters(attack) else {}
+    nothing, no_labels = torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64)
+    try:
+        attack(torch.nn.Flatten(), nothing, no_labels, **settings.attack_parameters(cfg), **provided)
+    except ValueError as error:
+        raise InputError(f"attack={cfg.attack.name}: {settings.one_line(error)}") from error
 
 
 def _check_crafting(cfg: DictConfig) -> None:

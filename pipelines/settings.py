@@ -133,7 +133,8 @@ def attack_parameters(cfg: DictConfig) -> dict[str, Any]:
         check_parameters(parameters)
         check_choices(attack, {**parameters, **({"variant": chosen["variant"]} if "variant" in accepted else {})})
         if "class_path" in parameters:
-            check_params(find_attack(parameters["class_path"]), parameters["params"])
+            chosen_class = find_attack(parameters["class_path"])
+            check_params(chosen_class, parameters["params"] or {}, targeted=chosen.get("target") is not None)
     except ValueError as error:
         raise InputError(f"attack={cfg.attack.name}: {one_line(error)}") from error
     return parameters

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from qnn.layers import QuantConv2d, QuantLinear
 
@@ -16,8 +17,8 @@ from qnn.layers import QuantConv2d, QuantLinear
 def freeze(net: nn.Module, *, channels_last: bool = True, compile: bool = False) -> nn.Module:
     """A copy for inference and attack: eval mode, no parameter gradients, weights quantised once.
 
-    A batch norm that directly follows a convolution or linear layer is folded into it, and
-    convolutions run channels-last. The copy computes what `net.eval()` computes up to float32
+    A batch norm that directly follows a convolution is folded into it, and convolutions run
+    channels-last. The copy computes what `net.eval()` computes up to float32
     rounding; where that rounding meets the threshold of an activation quantiser, a level may differ.
 
     Args:
@@ -29,13 +30,15 @@ def freeze(net: nn.Module, *, channels_last: bool = True, compile: bool = False)
         if isinstance(layer, QuantConv2d | QuantLinear):
             layer.weight.copy_(layer.weight_quantizer(layer.weight))
             layer.weight_quantizer = nn.Identity()
-    for name, norm_name in list(_layers_before_batch_norm(frozen)):
-        frozen.set_submodule(name, _fused(frozen.get_submodule(name), frozen.get_submodule(norm_name)))
+    for name, norm_name in list(_convolutions_before_batch_norm(frozen)):
+        conv = cast(nn.Conv2d, frozen.get_submodule(name))
+        norm = cast(nn.BatchNorm2d, frozen.get_submodule(norm_name))
+        frozen.set_submodule(name, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
         frozen.set_submodule(norm_name, nn.Identity())
     if channels_last:
         frozen = frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for name, layer in list(frozen.named_modules()):
-            if isinstance(layer, nn.MaxPool2d) and _halves(layer):
+            if type(layer) is nn.MaxPool2d and _halves(layer):
                 frozen.set_submodule(name, _HalvingMaxPool(2))
     return _compiled(frozen) if compile else frozen
 
@@ -44,11 +47,6 @@ def _compiled(net: nn.Module) -> nn.Module:
     # on CPUs torch 2.13 gets the strides of channels-last convolutions wrong when the batch size is dynamic
     on_cpu = all(parameter.device.type == "cpu" for parameter in net.parameters())
     return cast(nn.Module, torch.compile(net, dynamic=not on_cpu))
-
-
-def _fused(layer: nn.Module, norm: nn.Module) -> nn.Module:
-    fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-    return cast(nn.Module, fuse(layer, norm)).requires_grad_(False)
 
 
 class _HalvingMaxPool(nn.MaxPool2d):
@@ -68,7 +66,7 @@ class _HalvingMaxPool(nn.MaxPool2d):
 
 
 def _halves(pool: nn.MaxPool2d) -> bool:
-    plain = pool.padding in (0, (0, 0)) and pool.dilation in (1, (1, 1)) and not pool.return_indices
+    plain = pool.padding in (0, (0, 0)) and pool.dilation in (1, (1, 1)) and not (pool.return_indices or pool.ceil_mode)
     return plain and pool.kernel_size in (2, (2, 2)) and pool.stride in (2, (2, 2))
 
 
@@ -77,26 +75,25 @@ class _LayerTracer(fx.Tracer):
         return not any(module.children()) or isinstance(module, QuantConv2d | QuantLinear)
 
 
-def _layers_before_batch_norm(net: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of each layer whose output goes into a batch norm and nowhere else, and of that batch norm."""
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()):
+def _convolutions_before_batch_norm(net: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of each convolution whose output goes into a batch norm and nowhere else, and of that batch norm."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
         return
     try:
-        calls = [node for node in _LayerTracer().trace(net).nodes if node.op == "call_module"]
+        nodes = list(_LayerTracer().trace(net).nodes)
     except Exception:  # what a stranger's forward does under tracing is not ours to foresee: nothing is folded
         return
-    targets = [node.target for node in calls]
-    for node in calls:
-        before = node.args[0] if node.args else None
+    called = Counter(str(node.target) for node in nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
+    for node in nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
-        names = str(before.target), str(node.target)
-        called_once = all(targets.count(name) == 1 for name in names)
-        if called_once and _foldable(*map(net.get_submodule, names)):
-            yield names
+        conv, norm = str(before.target), str(node.target)
+        once = called[conv] == called[norm] == 1 and conv not in read
+        if once and _foldable(net.get_submodule(conv), net.get_submodule(norm)):
+            yield conv, norm
 
 
-def _foldable(layer: nn.Module, norm: nn.Module) -> bool:
-    fits = isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-    fits |= isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
-    return fits and getattr(norm, "running_mean", None) is not None
+def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    return type(conv) in (nn.Conv2d, QuantConv2d) and type(norm) is nn.BatchNorm2d and norm.running_mean is not None

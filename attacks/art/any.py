@@ -15,6 +15,8 @@ from attacks.art.estimator import CountingClassifier, as_result, seeded
 from attacks.evaluation import Evaluator, check_images
 from attacks.result import AttackResult
 
+_TAKE_Y_AS_TARGETS = {"SaliencyMapMethod"}
+
 
 def any_attack(
     model: nn.Module,
@@ -38,20 +40,20 @@ def any_attack(
         ValueError: no such attack, a parameter it does not have, or targets for one without a targeted form.
     """
     attack_class = find_attack(class_path)
-    settings = check_params(attack_class, params or {})
+    settings = check_params(attack_class, params or {}, targeted=targets is not None)
     accepted = inspect.signature(attack_class.__init__).parameters
-    if targets is not None and "targeted" not in accepted:
-        raise ValueError(f"{attack_class.__name__} has no targeted form: leave attack.target out")
-    if targets is not None:
-        settings["targeted"] = True
+    if "targeted" in accepted:
+        settings["targeted"] = targets is not None
     for name, value in (("verbose", False), ("batch_size", max(1, len(x)))):
         if name in accepted:
             settings.setdefault(name, value)
+    labels = y if targets is None else targets
     check_images(x, y, targets)
     with Evaluator(model, x) as network, seeded(seed), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         attack = attack_class(CountingClassifier(network, x), **settings)
-        x_adv = attack.generate(x.cpu().numpy(), y=(y if targets is None else targets).cpu().numpy())
+        blind = targets is None and attack_class.__name__ in _TAKE_Y_AS_TARGETS
+        x_adv = attack.generate(x.cpu().numpy(), y=None if blind else labels.cpu().numpy())
     adversarial = as_result(network, x_adv, x)
     adversarial.x_adv.clamp_(0, 1)
     return adversarial
@@ -63,7 +65,7 @@ def find_attack(class_path: str) -> type[EvasionAttack]:
     Raises:
         ValueError: there is none of that path, or it is something else.
     """
-    full = class_path if "." in class_path else f"art.attacks.evasion.{class_path}"
+    full = str(class_path) if "." in str(class_path) else f"art.attacks.evasion.{class_path}"
     try:
         found = pkgutil.resolve_name(":".join(full.rsplit(".", 1)))
     except (ImportError, AttributeError, ValueError) as error:
@@ -73,15 +75,27 @@ def find_attack(class_path: str) -> type[EvasionAttack]:
     return found
 
 
-def check_params(attack_class: type[EvasionAttack], params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters, if the attack has them all.
+def check_params(
+    attack_class: type[EvasionAttack], params: Mapping[str, Any], *, targeted: bool = False
+) -> dict[str, Any]:
+    """The parameters, if the attack has them all, needs no others, and has a targeted form where that is asked for.
 
     Raises:
-        ValueError: it lacks one; says which it has.
+        ValueError: says what is wrong and what there is.
     """
-    first, *own = list(inspect.signature(attack_class.__init__).parameters)[1:]
-    if first not in ("estimator", "classifier"):
-        raise ValueError(f"{attack_class.__name__} does not attack a classifier")
-    if unknown := sorted(set(params) - set(own)):
-        raise ValueError(f"{attack_class.__name__} has no parameter {', '.join(unknown)}: it has {', '.join(own)}")
+    name = attack_class.__name__
+    first, *own = list(inspect.signature(attack_class.__init__).parameters.values())[1:]
+    if first.name not in ("estimator", "classifier"):
+        raise ValueError(f"{name} does not attack a classifier")
+    if not isinstance(params, Mapping):
+        raise ValueError(f"attack.params={params} must be a mapping, as in {{eps:0.1}}")
+    if unknown := sorted(set(params) - {parameter.name for parameter in own}):
+        listed = ", ".join(parameter.name for parameter in own)
+        raise ValueError(f"{name} has no parameter {', '.join(map(str, unknown))}: it has {listed}")
+    needed = [parameter.name for parameter in own if parameter.default is inspect.Parameter.empty]
+    if lacking := [parameter for parameter in needed if parameter not in params]:
+        raise ValueError(f"{name} needs a value for {', '.join(lacking)}: give it in attack.params")
+    takes_targets = any(parameter.name == "targeted" for parameter in own) or name in _TAKE_Y_AS_TARGETS
+    if targeted and not takes_targets:
+        raise ValueError(f"{name} has no targeted form: leave attack.target out")
     return dict(params)

@@ -49,18 +49,19 @@ class CountingClassifier(PyTorchClassifier):
         _, *gradients = self.network.gradients(self._tensor(x), *objectives)
         return torch.stack(gradients, dim=1).cpu().numpy()
 
-    def loss_gradient(self, x: np.ndarray, y: np.ndarray, training_mode: bool = False, **kwargs) -> np.ndarray:
+    def loss_gradient(self, x, y, training_mode: bool = False, **kwargs):
         """Gradient of ART's loss, the mean cross-entropy of the batch."""
         labels = y.argmax(1) if y.ndim > 1 else y
         objective = cross_entropy(self._classes(labels, len(x)))
-        gradient = self.network.gradients(self._tensor(x), objective)[1]
-        return (gradient / len(x)).cpu().numpy()
+        gradient = self.network.gradients(self._tensor(x), objective)[1] / len(x)
+        # some of ART's attacks for PyTorch hand over tensors and want tensors back
+        return gradient if isinstance(x, Tensor) else gradient.cpu().numpy()
 
-    def _tensor(self, x: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
+    def _tensor(self, x: np.ndarray | Tensor) -> Tensor:
+        return torch.as_tensor(x, dtype=torch.float32, device=self.device)
 
-    def _classes(self, classes: int | np.ndarray, n: int) -> Tensor:
-        return torch.as_tensor(np.broadcast_to(classes, n).copy(), dtype=torch.int64, device=self.device)
+    def _classes(self, classes: int | np.ndarray | Tensor, n: int) -> Tensor:
+        return torch.as_tensor(classes, dtype=torch.int64, device=self.device).expand(n)
 
 
 def as_result(network: Evaluator, x_adv: np.ndarray, like: Tensor, **more) -> AttackResult:

@@ -71,8 +71,9 @@ def boundary(
         }
     )
     check_choices(boundary, {"variant": variant})
-    if any(not 0 <= at <= max_iter for at in snapshots):
-        raise ValueError(f"snapshots={list(snapshots)} must lie between 0 and max_iter={max_iter}")
+    listed = isinstance(snapshots, Sequence) and all(isinstance(at, int) for at in snapshots)
+    if not listed or any(not 0 <= at <= max_iter for at in snapshots):
+        raise ValueError(f"snapshots={snapshots} must lie between 0 and max_iter={max_iter}")
     check_images(x, y, targets)
     kept = {at: x.clone() for at in sorted(set(snapshots))}
     x_adv = x.clone()

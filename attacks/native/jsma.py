@@ -113,7 +113,7 @@ def most_salient_pairs(rise: Tensor, fall: Tensor) -> tuple[Tensor, Tensor]:
         Pairs (n, 2) and their products (n,), 0 where no pair qualifies.
     """
     candidates = _first_two_fronts(rise, fall)
-    size = int(candidates.sum(1).max())
+    size = max(1, int(candidates.sum(1).max()))
     # stable, so that the candidates come first, in order
     index = candidates.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :size]
     lacks = ~candidates.gather(1, index)

@@ -54,17 +54,17 @@ def pgd(
         ValueError: a parameter out of range, or an unknown norm or loss.
     """
     check_choices(pgd, {"norm": norm, "loss": loss})
-    step_size = 2.5 * eps / max_iter if eps_step is None else eps_step
     check_parameters(
         {
             "norm": norm,
             "eps": eps,
-            "eps_step": step_size,
+            "eps_step": eps_step,
             "max_iter": max_iter,
             "num_random_init": num_random_init,
             "logit_scale": logit_scale,
         }
     )
+    step_size = 2.5 * eps / max_iter if eps_step is None else eps_step
     check_images(x, y, targets)
     goal = y if targets is None else targets
     sign = 1 if targets is None else -1

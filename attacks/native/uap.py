@@ -49,7 +49,7 @@ def uap(
     check_images(x, y)
     check_images(images, labels)
     orders = random.Random(seed)
-    noise = torch.zeros_like(images[:1])
+    noise = x.new_zeros(1, *x.shape[1:])
     fooled = 0.0
     passes = 0
     with Evaluator(model, images) as network:

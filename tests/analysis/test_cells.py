@@ -77,6 +77,37 @@ def test_published_numbers_stand_only_beside_the_published_setting(departure):
     assert table["paper_adversarial_accuracy"].isna().all()
 
 
+PAPER_UAP = {
+    "params.attack": "uap", "params.variant": "fgsm", "params.attack.eps": "0.6", "params.attack.attacker_eps": "0.1",
+}  # fmt: skip
+PAPER_CW = {
+    "params.attack": "cw", "params.variant": "line_search", "params.attack.confidence": "5",
+    "params.attack.max_iter": "25", "params.attack.binary_search_steps": "20", "params.attack.initial_const": "0.01",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", [PAPER_UAP, PAPER_CW], ids=["uap", "cw"])
+@pytest.mark.parametrize("backend", ["art", "native"])
+def test_published_numbers_stand_beside_the_published_setting_of_either_backend(setting, backend):
+    table = cell_table(pd.DataFrame([run("a", **setting, **{"params.backend": backend})]))
+    assert table["paper_adversarial_accuracy"].notna().all()
+
+
+@pytest.mark.parametrize(
+    "departure",
+    [
+        {**PAPER_UAP, "params.attack.craft": "train", "params.attack.craft_n": "1000"},
+        {**PAPER_UAP, "params.attack.all_passes": "True"},
+        {**PAPER_CW, "params.variant": "adam"},
+        {**PAPER_CW, "params.attack.art_defects": "False"},
+    ],
+    ids=["craft", "all passes", "adam", "no defects"],
+)
+def test_published_numbers_do_not_stand_beside_another_way_to_attack(departure):
+    table = cell_table(pd.DataFrame([run("a", **departure)]))
+    assert table["paper_adversarial_accuracy"].isna().all()
+
+
 def test_a_cell_without_success_has_no_distance():
     table = cell_table(pd.DataFrame([run("a", accuracy=1.0, **{"metrics.l2": np.nan})]))
     assert np.isnan(table["l2"].item())

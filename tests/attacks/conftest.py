@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -33,6 +36,10 @@ class Victim:
         """The class after `y`, as the target of an attack."""
         with torch.no_grad():
             return (self.y + 1) % self.model(self.x[:1]).shape[1]
+
+    def first(self, n: int) -> Victim:
+        """The same network with the first `n` images."""
+        return Victim(self.model, self.x[:n], self.y[:n])
 
 
 class Linear(nn.Module):
@@ -68,10 +75,16 @@ class Constant(nn.Module):
         return self.bias + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
-def linear_victim(classes: int) -> Victim:
-    model = Linear(classes, 16)
-    x = 0.5 + 0.05 * torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+def linear_victim(classes: int, shape: tuple[int, ...] = (1, 4, 4), n: int = 12) -> Victim:
+    model = Linear(classes, math.prod(shape))
+    x = 0.5 + 0.05 * torch.randn(n, *shape, generator=torch.Generator().manual_seed(1))
     return Victim(model, x, model(x).argmax(1))
+
+
+@pytest.fixture
+def make_linear() -> Callable[..., Victim]:
+    """`linear_victim` itself, for tests of several shapes."""
+    return linear_victim
 
 
 @pytest.fixture
@@ -95,17 +108,28 @@ def digits_data() -> ImageData:
     return digits()
 
 
+@pytest.fixture(scope="session")
+def trained(digits_data: ImageData) -> Callable[[str], Victim]:
+    """Gives the small network of given bits, trained for a few seconds, and the test digits it gets right."""
+
+    @functools.cache
+    def train(bits: str) -> Victim:
+        torch.manual_seed(0)
+        net = MnistConvNet(DoReFa(bits), width=8)
+        optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+        for images, labels in Batches(digits_data.train, 32, shuffle=True, steps=200):
+            optimizer.zero_grad()
+            F.cross_entropy(net(images), labels).backward()
+            optimizer.step()
+        frozen, test = freeze(net), digits_data.test
+        with torch.no_grad():
+            chosen = select_correct(frozen, test.pixels, test.labels, n=200, seed=0)
+        return Victim(frozen, test.pixels(chosen.indices), chosen.labels)
+
+    return train
+
+
 @pytest.fixture(scope="session", params=["FP", "1"])
-def victim(request: pytest.FixtureRequest, digits_data: ImageData) -> Victim:
-    """Twelve digits that a small network, trained for a few seconds, gets right."""
-    torch.manual_seed(0)
-    net = MnistConvNet(DoReFa(request.param), width=8)
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for images, labels in Batches(digits_data.train, 32, shuffle=True, steps=200):
-        optimizer.zero_grad()
-        F.cross_entropy(net(images), labels).backward()
-        optimizer.step()
-    frozen, test = freeze(net), digits_data.test
-    with torch.no_grad():
-        chosen = select_correct(frozen, test.pixels, test.labels, n=12, seed=0)
-    return Victim(frozen, test.pixels(chosen.indices), chosen.labels)
+def victim(request: pytest.FixtureRequest, trained: Callable[[str], Victim]) -> Victim:
+    """Twelve digits that a small network gets right."""
+    return trained(request.param).first(12)

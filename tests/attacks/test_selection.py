@@ -1,12 +1,13 @@
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from attacks import choose_targets, select_correct
-from attacks.selection import BLOCK
+from attacks.selection import BLOCK, shared_random_targets
 
 COUNT = 1300
 LABELS = torch.arange(COUNT) % 10
@@ -125,3 +126,20 @@ def test_random_targets_are_seeded_and_spread_over_the_wrong_classes():
 def test_unknown_target_is_refused(target: object):
     with pytest.raises(ValueError, match=rf"attack\.target={target} is unknown: use a class from 0 to 2"):
         choose_targets(target, LOGITS, TRUE, seed=0)  # type: ignore[arg-type]
+
+
+def test_shared_targets_are_one_wrong_class_for_all_images_of_a_class():
+    predicted = torch.arange(10).repeat(3)
+    targets = shared_random_targets(predicted, 10, seed=1)
+    assert (targets != predicted).all()
+    assert ((targets >= 0) & (targets < 10)).all()
+    assert torch.equal(targets.view(3, 10), targets[:10].expand(3, 10))
+    assert torch.equal(targets, shared_random_targets(predicted, 10, seed=1))
+    assert not torch.equal(targets, shared_random_targets(predicted, 10, seed=2))
+
+
+def test_shared_targets_leave_the_global_generator_alone():
+    np.random.seed(1)
+    before = np.random.get_state()[1].tolist()
+    shared_random_targets(torch.tensor([2]), 4, seed=2**32 + 1)
+    assert np.random.get_state()[1].tolist() == before

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from pipelines.attack import TABLE
 from pipelines.cli import launch
@@ -12,12 +13,16 @@ from pipelines.cli import launch
 QUICK = ("training.epochs=1", "n=5", "trainer.threads=1", "trainer.accelerator=cpu")
 
 
+def _enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "QNN_DATA", "QNN_SWEEP_FOLDER", "QNN_LAUNCHED_BY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with no tracking server configured."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "QNN_DATA", "QNN_SWEEP_FOLDER", "QNN_LAUNCHED_BY"):
-        monkeypatch.delenv(name, raising=False)
+    _enter(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -28,6 +33,29 @@ def command(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., i
     def run(pipeline: str, *overrides: str) -> int:
         monkeypatch.setattr(sys, "argv", [f"pipelines.{pipeline}", *overrides])
         return launch(pipeline)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
+    """A tracking store for the attacks of `attacked`."""
+    return MlflowClient(f"sqlite:///{tmp_path_factory.mktemp('shared') / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="module")
+def attacked(shared_store: MlflowClient) -> Callable[..., Run]:
+    """Run an attack as from the command line, all in one store, so that the network is trained once."""
+    folder = Path(shared_store.tracking_uri.removeprefix("sqlite:///")).parent
+
+    def run(*overrides: str) -> Run:
+        known = {run.info.run_id for run in runs_of(shared_store, "attack")}
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            _enter(folder, monkeypatch)
+            monkeypatch.setattr(sys, "argv", ["pipelines.attack", *QUICK, *overrides])
+            assert launch("attack") == 0
+        (new,) = [run for run in runs_of(shared_store, "attack") if run.info.run_id not in known]
+        return new
 
     return run
 

@@ -1,3 +1,5 @@
+import inspect
+import typing
 from importlib import resources
 
 import pytest
@@ -6,8 +8,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from analysis import published
+from analysis.cells import ATTACKS as STUDIED
+from attacks.parameters import accepted_parameters
+from pipelines import attack as attacking
 from pipelines import settings, train
-from pipelines.settings import attack_parameters
+from pipelines.errors import InputError
+from pipelines.settings import PROVIDED, attack_function, attack_parameters
 from pipelines.sweep import _compose_all
 
 TREE = resources.files("conf")
@@ -15,6 +21,8 @@ MODELS, ATTACKS, RECIPES = (
     sorted(f.name.removesuffix(".yaml") for f in (TREE / group).iterdir() if f.name.endswith(".yaml"))
     for group in ("model", "attack", "training")
 )
+MUST_GIVE = {"art_any": ["attack.class=SquareAttack"]}
+NOT_IN_ART = {"pgd"}
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
@@ -37,10 +45,90 @@ def test_every_recipe_composes(recipe):
     assert settings.recipe(composed("train", f"training={recipe}")).epochs >= 1
 
 
+def composed_attack(name: str, *overrides: str) -> DictConfig:
+    return composed("attack", f"attack={name}", *MUST_GIVE.get(name, []), *overrides)
+
+
+BACKENDS = pytest.mark.parametrize(
+    ("attack", "backend"),
+    [(name, "native") for name in ATTACKS] + [(name, "art") for name in ATTACKS if name not in NOT_IN_ART],
+)
+
+
+@pytest.mark.parametrize("hyperparameters", ["mnist", "cifar10"])
+@BACKENDS
+def test_every_attack_file_gives_its_function_what_it_takes(attack, backend, hyperparameters):
+    cfg = composed_attack(attack, f"backend={backend}", f"data.hyperparameters={hyperparameters}")
+    chosen, function = attack_parameters(cfg), attack_function(cfg)
+    inspect.signature(function).bind(None, None, None, **chosen)
+    assert chosen.keys() == accepted_parameters(function).keys() - PROVIDED
+    assert settings.backend(cfg) == ("art" if attack == "art_any" else backend)
+
+
+@pytest.mark.parametrize("attack", sorted(NOT_IN_ART))
+def test_attacks_of_one_backend_alone_name_what_is_missing(attack):
+    with pytest.raises(InputError, match=rf"there is no function attacks\.art\.{attack}: check backend"):
+        attack_parameters(composed_attack(attack, "backend=art"))
+
+
+@BACKENDS
+def test_every_variant_of_a_function_can_be_chosen(attack, backend):
+    cfg = composed_attack(attack, f"backend={backend}")
+    variants = typing.get_args(typing.get_type_hints(attack_function(cfg)).get("variant"))
+    assert not variants or cfg.attack.variant in variants
+    for variant in variants:
+        attack_parameters(composed_attack(attack, f"backend={backend}", f"attack.variant={variant}"))
+
+
+def test_a_function_from_elsewhere_is_its_own_backend():
+    cfg = composed_attack("fgsm", "attack.function=qnn.training.predict")
+    assert settings.backend(cfg) == "qnn.training"
+
+
+@pytest.mark.parametrize(
+    ("attack", "setting"),
+    [
+        ("fgsm", "backend=art"),
+        ("fgsm", "n=7"),
+        ("cw", "attack.variant=adam"),
+        ("cw", "attack.art_defects=false"),
+        ("boundary", "attack.variant=first"),
+        ("uap", "attack.all_passes=true"),
+        ("uap", "attack.craft=train"),
+        ("pgd", "attack.loss=margin"),
+        ("art_any", "attack.class=DeepFool"),
+        ("art_any", "+attack.params.eps=0.1"),
+    ],
+)
+def test_what_changes_an_attack_s_outcome_is_part_of_its_fingerprint(attack, setting):
+    assert attacking.identity(composed_attack(attack)) != attacking.identity(composed_attack(attack, setting))
+
+
+def test_the_number_of_training_images_counts_only_where_a_perturbation_is_grown_on_them():
+    for craft, same in (("attacked", True), ("train", False)):
+        one, other = (
+            attacking.identity(composed_attack("uap", f"attack.craft={craft}", f"attack.craft_n={n}")) for n in (5, 6)
+        )
+        assert (one == other) == same
+
+
+def test_published_hyperparameters_are_those_of_the_studied_attacks():
+    assert set(STUDIED) == {name for name in ATTACKS if published.hyperparameters("mnist_a", name)}
+
+
+@pytest.mark.parametrize("hyperparameters", ["mnist", "cifar10"])
+def test_projected_gradient_descent_has_the_ball_of_fgsm(hyperparameters):
+    fgsm, pgd = (
+        attack_parameters(composed_attack(name, f"data.hyperparameters={hyperparameters}")) for name in ("fgsm", "pgd")
+    )
+    assert fgsm["eps"] == pgd["eps"]
+
+
+@pytest.mark.parametrize("backend", ["native", "art"])
 @pytest.mark.parametrize(("model", "data"), [("mnist_a", "mnist"), ("resnet20", "cifar10")])
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_attack_presets_are_the_published_hyperparameters(attack, model, data):
-    cfg = composed("attack", f"attack={attack}", f"data={data}", f"model={model}")
+@pytest.mark.parametrize("attack", STUDIED)
+def test_attack_presets_are_the_published_hyperparameters(attack, model, data, backend):
+    cfg = composed("attack", f"attack={attack}", f"data={data}", f"model={model}", f"backend={backend}")
     chosen = attack_parameters(cfg)
     listed = published.hyperparameters(model, attack)
     assert listed

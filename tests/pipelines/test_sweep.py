@@ -99,15 +99,15 @@ def _complete_now(workspace: Path) -> int:
 
 
 def test_a_failing_cell_does_not_stop_the_others(command, client, capsys, monkeypatch):
-    import attacks.art
-    from attacks.art import jsma
+    import attacks.native
+    from attacks.native import jsma
 
     def broken(model, x, y, *, theta, gamma, seed=0, targets=None):
         if seed == 1:
             raise RuntimeError("out of luck")
         return jsma(model, x, y, theta=theta, gamma=gamma, seed=seed, targets=targets)
 
-    monkeypatch.setattr(attacks.art, "jsma", broken)
+    monkeypatch.setattr(attacks.native, "jsma", broken)
     assert command("attack", "-m", *SWEEP) == 1
     errors = capsys.readouterr().err
     assert "6 cells done, 0 were complete, 2 failed" in errors
@@ -116,7 +116,7 @@ def test_a_failing_cell_does_not_stop_the_others(command, client, capsys, monkey
     assert [run.data.tags["failure"] for run in failed] == ["out of luck"] * 2
     assert runs_of(client, "sweep")[0].info.status == "FAILED"
 
-    monkeypatch.setattr(attacks.art, "jsma", jsma)
+    monkeypatch.setattr(attacks.native, "jsma", jsma)
     assert command("attack", "-m", *SWEEP) == 0
     assert "2 cells done, 6 were complete, 0 failed" in capsys.readouterr().err
     assert len(complete(client)) == CELLS

@@ -84,6 +84,35 @@ def test_activation_gradient_is_one_inside_and_zero_outside(bits: int):
     assert torch.equal(gradient(DoReFaActivation(bits), x, upstream), upstream * inside)
 
 
+@pytest.mark.parametrize("bits", range(1, 17))
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_activation_is_clamp_then_round_exactly_in_value_and_gradient(bits: int, channels_last: bool):
+    ends = torch.tensor([0.0, -0.0, 0.5, 1.0, torch.inf, -torch.inf, -5.0, -1e-30, 1e-30, 1e-45, 1e30])
+    outside = torch.tensor([-torch.finfo(torch.float32).tiny, 1 + torch.finfo(torch.float32).eps])
+    thresholds = (torch.arange(min(2**bits - 1, 50)) + 0.5) / (2**bits - 1)
+    x = torch.cat([ends, outside, thresholds, torch.nextafter(thresholds, torch.ones(())), noise(400)])
+    x = x[: len(x) // 4 * 4].reshape(1, 2, 2, -1)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    upstream = noise(*x.shape, seed=1)
+
+    def apart(v: Tensor) -> Tensor:
+        return quantize_unit(v.clamp(0, 1), bits)
+
+    assert torch.equal(DoReFaActivation(bits)(x), apart(x))
+    assert torch.equal(gradient(DoReFaActivation(bits), x, upstream), gradient(apart, x, upstream))
+
+
+def test_activation_of_no_number_is_no_number():
+    assert DoReFaActivation(3)(torch.tensor([torch.nan, 0.0])).isnan().tolist() == [True, False]
+
+
+def test_activation_leaves_its_input_as_it_was():
+    x = noise(50)
+    kept = x.clone()
+    DoReFaActivation(3)(x)
+    assert torch.equal(x, kept)
+
+
 def test_one_bit_weight_is_the_mean_magnitude_with_the_sign():
     w = torch.tensor([[-2.0, 0.0], [1.0, 3.0]])
     assert DoReFaWeight(1)(w).tolist() == [[-1.5, 1.5], [1.5, 1.5]]

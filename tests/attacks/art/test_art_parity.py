@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attacks.art import carlini_wagner, fgsm, jsma, uap
 from attacks.art.estimator import PyTorchClassifier
+from attacks.evaluation import _padded
 
 SEED = 5
 FGSM = {"eps": 0.2}
@@ -19,9 +20,21 @@ UAP = {"eps": 0.4, "delta": 0.2, "max_iter": 3}
 CW = {"confidence": 0.5, "binary_search_steps": 4, "max_iter": 5, "initial_const": 1.0, "learning_rate": 0.02}
 
 
+class Padded(nn.Module):
+    """Rounds as the evaluator does: at one bit many activations tie, and rounding decides between them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(_padded(x))[: len(x)]
+
+
 def stock(victim) -> PyTorchClassifier:
+    model = Padded(victim.model).eval()
     return PyTorchClassifier(
-        victim.model, nn.CrossEntropyLoss(), input_shape=victim.x.shape[1:], nb_classes=10, clip_values=(0.0, 1.0)
+        model, nn.CrossEntropyLoss(), input_shape=victim.x.shape[1:], nb_classes=10, clip_values=(0.0, 1.0)
     )
 
 
@@ -43,8 +56,7 @@ def fgsm_pair(victim, targets: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def jsma_pair(victim, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One batch for both: at one bit many gradients tie, and the batch size breaks the ties."""
-    attack = SaliencyMapMethod(stock(victim), batch_size=len(victim.x), verbose=False, **JSMA)
+    attack = SaliencyMapMethod(stock(victim), verbose=False, **JSMA)
     ours = jsma(victim.model, victim.x, victim.y, targets=targets, seed=SEED, **JSMA)
     return ours.x_adv, generate(attack, victim, targets)
 
