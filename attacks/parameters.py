@@ -61,7 +61,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     """
     for name, value in parameters.items():
         # a radius in L2 has no such bound as one in L∞
-        wanted = _POSITIVE if name == "eps" and str(parameters.get("norm")) == "2" else RANGES.get(name)
+        wanted = _POSITIVE if name == "eps" and parameters.get("norm") == 2 else RANGES.get(name)
         if wanted is None or (value is None and name in _OPTIONAL):
             continue
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

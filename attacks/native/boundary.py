@@ -18,6 +18,7 @@ _PROPOSAL_VALUES = 2**21
 """Values of the proposals held at a time: 8 MiB, and as much again for each of two temporaries."""
 
 
+@torch.no_grad()
 def boundary(
     model: nn.Module,
     x: Tensor,
@@ -143,7 +144,7 @@ def _find_start(
     for _ in range(tries):
         if not len(missing):
             break
-        noise = torch.empty_like(x[missing])
+        noise = torch.empty(len(missing), *x.shape[1:], device=x.device)
         for image, row in zip(noise, missing.tolist(), strict=True):
             image.uniform_(generator=generators[row])
         drawn += len(missing)
@@ -213,8 +214,8 @@ class _Walk:
         hypotenuse = (1 + delta**2).sqrt()
         unit = (towards / radius[:, None])[:, None, :]
         noise *= (delta * radius / hypotenuse)[:, None, None] / noise.norm(dim=2, keepdim=True)
-        along = noise @ unit.transpose(1, 2)
-        noise.baddbmm_(along, unit, alpha=-1)
+        along = (noise * unit).sum(2, keepdim=True)
+        noise.addcmul_(along, unit, value=-1)
         noise += (current - ((1 - hypotenuse) / hypotenuse)[:, None] * towards)[:, None, :]
         return noise.clamp_(0, 1).view(len(rows), self.sample_size, *shape)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from attacks.evaluation import Evaluator, check_images
@@ -14,6 +15,7 @@ from attacks.parameters import check_choices, check_parameters
 from attacks.result import AttackResult
 
 
+@torch.no_grad()
 def carlini_wagner(
     model: nn.Module,
     x: Tensor,

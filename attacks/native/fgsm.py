@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from attacks.evaluation import Evaluator, check_images
@@ -10,6 +11,7 @@ from attacks.parameters import check_parameters
 from attacks.result import AttackResult
 
 
+@torch.no_grad()
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: float = 0.3, targets: Tensor | None = None) -> AttackResult:
     """One step of size `eps` in L∞ along the sign of the cross-entropy gradient, clipped to [0, 1].
 

@@ -18,6 +18,7 @@ _PAIR_SCORES = 2**24
 """Pair scores held at a time: 64 MiB."""
 
 
+@torch.no_grad()
 def jsma(
     model: nn.Module,
     x: Tensor,

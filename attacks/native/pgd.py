@@ -18,6 +18,7 @@ from attacks.result import AttackResult
 _LOSSES: dict[str, Callable[..., Cotangent]] = {"cross_entropy": cross_entropy, "margin": margin}
 
 
+@torch.no_grad()
 def pgd(
     model: nn.Module,
     x: Tensor,
@@ -137,7 +138,7 @@ class _MaxBall:
         return centres + (points - centres).clamp_(-self.radius, self.radius)
 
     def random_points(self, centres: Tensor, generators: Sequence[Generator]) -> Tensor:
-        offsets = torch.empty_like(centres)
+        offsets = torch.empty(centres.shape, device=centres.device)
         for offset, generator in zip(offsets, generators, strict=True):
             offset.uniform_(-self.radius, self.radius, generator=generator)
         return (centres + offsets).clamp_(0, 1)
@@ -148,14 +149,17 @@ class _L2Ball:
         self.radius = radius
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        return gradient / _norms(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+        # scaled first, or the squares of small gradients underflow
+        tiny = torch.finfo(gradient.dtype).tiny
+        scaled = gradient / _column(gradient.flatten(1).abs().amax(1), gradient).clamp(min=tiny)
+        return scaled / _norms(scaled).clamp(min=tiny)
 
     def project(self, points: Tensor, centres: Tensor) -> Tensor:
         offsets = points - centres
         return centres + offsets * (self.radius / _norms(offsets).clamp(min=self.radius))
 
     def random_points(self, centres: Tensor, generators: Sequence[Generator]) -> Tensor:
-        offsets = torch.empty_like(centres)
+        offsets = torch.empty(centres.shape, device=centres.device)
         shares = torch.empty(len(centres), *[1] * (centres.ndim - 1), device=centres.device)
         for offset, share, generator in zip(offsets, shares, generators, strict=True):
             offset.normal_(generator=generator)
@@ -166,4 +170,8 @@ class _L2Ball:
 
 def _norms(images: Tensor) -> Tensor:
     """L2 norms (n, 1, …) of images (n, …)."""
-    return images.flatten(1).norm(dim=1).view(-1, *[1] * (images.ndim - 1))
+    return _column(images.flatten(1).norm(dim=1), images)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 1))

@@ -15,6 +15,7 @@ from attacks.result import AttackResult
 _SMALLEST_BLOCK = 8
 
 
+@torch.no_grad()
 def uap(
     model: nn.Module,
     x: Tensor,

@@ -146,3 +146,18 @@ def test_targets_are_reached(batch, loss: str):
 def test_an_l2_ball_may_be_larger_than_1(linear):
     x_adv = pgd(linear.model, linear.x, linear.y, norm=2, eps=1.2, max_iter=3, early_stop=False).x_adv
     assert size(x_adv - linear.x, 2).max() > 1
+
+
+class Flat(nn.Module):
+    """So sure of class 0 that the squares of its gradients underflow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.flatten(1).sum(1, keepdim=True)
+        return torch.cat([total * 0 + 60, total * 1e-3], 1)
+
+
+@pytest.mark.parametrize("norm", [2, 2.0])
+def test_an_l2_step_has_its_length_however_small_the_gradient(norm):
+    x, y = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, dtype=torch.int64)
+    x_adv = pgd(Flat(), x, y, norm=norm, eps=1.5, eps_step=0.01, max_iter=1).x_adv
+    torch.testing.assert_close((x_adv - x).flatten(1).norm(dim=1), torch.full((2,), 0.01), rtol=1e-4, atol=0)
