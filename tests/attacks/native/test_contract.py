@@ -218,3 +218,16 @@ def test_parameters_out_of_range_are_named(attack, images, name: str, value: obj
 def test_the_choices_are_named_for_an_unknown_one(attack, images, name: str, choices: str):
     with pytest.raises(ValueError, match=rf"attack\.{name}=other is unknown to {attack.__name__}: use {choices}$"):
         attack(Watched(), *images, **{name: "other"})
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_images_that_track_gradients_or_lie_in_another_layout_give_the_same(linear, name: str):
+    plain = NATIVE[name](linear.model, linear.x, linear.y).x_adv
+    tracking = NATIVE[name](linear.model, linear.x.clone().requires_grad_(), linear.y).x_adv
+    assert torch.equal(tracking, plain)
+    assert not tracking.requires_grad
+    coloured = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 4))
+    labels = model(coloured).argmax(1)
+    swapped = coloured.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(NATIVE[name](model, swapped, labels).x_adv, NATIVE[name](model, coloured, labels).x_adv)
