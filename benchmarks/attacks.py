@@ -291,7 +291,8 @@ def report(rows: pd.DataFrame, threads: int) -> str:
         columns["× stock"] = rows["speedup"].map("{:.1f}".format)
     columns["forwards"] = rows["forwards"].map("{:.1f}".format)
     columns["backwards"] = rows["backwards"].map("{:.1f}".format)
-    columns["× floor"] = rows["over_floor"].map("{:.2f}".format)
+    if "over_floor" in rows:
+        columns["× floor"] = rows["over_floor"].map("{:.2f}".format)
     table = pd.DataFrame(columns)
     versions = ", ".join(
         f"{name} {metadata.version(name)}"
