@@ -22,7 +22,7 @@ def freeze(net: nn.Module, *, channels_last: bool = True, compile: bool = False)
     rounding; where that rounding meets the threshold of an activation quantiser, a level may differ.
 
     Args:
-        channels_last: memory layout of the convolutions; two to three times faster on CPUs.
+        channels_last: memory layout of the convolutions; faster on CPUs (`benchmarks/freezing.md`).
         compile: pass the copy through `torch.compile`; on a CPU each new batch size is compiled anew.
     """
     frozen = copy.deepcopy(net).eval().requires_grad_(False)
