@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -80,7 +81,7 @@ def _convolutions_before_batch_norm(net: nn.Module) -> Iterator[tuple[str, str]]
     if not any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
         return
     try:
-        nodes = list(_LayerTracer().trace(net).nodes)
+        nodes = list(_LayerTracer().trace(net, concrete_args=_defaults(net)).nodes)
     except Exception:  # what a stranger's forward does under tracing is not ours to foresee: nothing is folded
         return
     called = Counter(str(node.target) for node in nodes if node.op == "call_module")
@@ -90,9 +91,15 @@ def _convolutions_before_batch_norm(net: nn.Module) -> Iterator[tuple[str, str]]
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
         conv, norm = str(before.target), str(node.target)
-        once = called[conv] == called[norm] == 1 and conv not in read
+        once = called[conv] == called[norm] == 1 and not {conv, norm} & read
         if once and _foldable(net.get_submodule(conv), net.get_submodule(norm)):
             yield conv, norm
+
+
+def _defaults(net: nn.Module) -> dict[str, Any]:
+    """The arguments an attack does not give, so that the branches they choose are the ones traced."""
+    parameters = inspect.signature(net.forward).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
 
 
 def _foldable(conv: nn.Module, norm: nn.Module) -> bool:

@@ -289,6 +289,27 @@ class Tied(nn.Module):
         return F.conv_transpose2d(self.norm(self.conv(x)), self.conv.weight)
 
 
+class Optional(nn.Module):
+    """torch.fx hands over something for `mask`, so it follows the other way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        out = self.conv(x)
+        return out if mask is None else mask * self.norm(out)
+
+
+class NormRead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) * self.norm.weight.abs().mean()
+
+
 STRANGERS = {
     "convolution of one's own": lambda: nn.Sequential(Standardised(3, 4, 3), nn.BatchNorm2d(4)),
     "pool of one's own": lambda: nn.Sequential(nn.Conv2d(3, 4, 1), MinPool(2)),
@@ -296,6 +317,8 @@ STRANGERS = {
     "batch norm over another axis": lambda: Tokens(8),
     "batch norm over another axis of equal length": lambda: Tokens(24),
     "weight used twice": Tied,
+    "optional argument": Optional,
+    "weight of the batch norm used twice": NormRead,
 }
 
 
