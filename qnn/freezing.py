@@ -19,8 +19,8 @@ def freeze(net: nn.Module, *, channels_last: bool = True, compile: bool = False)
     """A copy for inference and attack: eval mode, no parameter gradients, weights quantised once.
 
     A batch norm that directly follows a convolution is folded into it, and convolutions run
-    channels-last. The copy computes what `net.eval()` computes up to float32
-    rounding; where that rounding meets the threshold of an activation quantiser, a level may differ.
+    channels-last. The copy computes what `net.eval()` computes up to float32 rounding; where that
+    meets the threshold of an activation quantiser, a level may differ.
 
     Args:
         channels_last: memory layout of the convolutions; faster on CPUs (`benchmarks/freezing.md`).

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from attacks.evaluation import Evaluator, check_images
+from attacks.native.arithmetic import column
 from attacks.native.randomness import per_image_generators
 from attacks.parameters import check_choices, check_parameters
 from attacks.result import AttackResult
@@ -223,7 +224,7 @@ class _Walk:
         """Move the survivors; rows for which none stays adversarial keep a survivor and stop walking."""
         x = self.x[owners]
         for _ in range(self.num_trial):
-            candidates = torch.lerp(survivors, x, _column(self.epsilon[owners].float(), x)).clamp_(0, 1)
+            candidates = torch.lerp(survivors, x, column(self.epsilon[owners].float(), x)).clamp_(0, 1)
             good = self._adversarial(candidates, owners)
             rows = owners.unique_consecutive()
             total = torch.bincount(owners, minlength=len(self.x))
@@ -256,7 +257,3 @@ class _Walk:
         shrink, grow = rows[share < 0.2], rows[share > 0.5]
         size[shrink] *= self.step_adapt
         size[grow] /= self.step_adapt
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from attacks.evaluation import Evaluator
 from attacks.losses import Hinge
+from attacks.native.arithmetic import SMOOTHER, column
 
 _LARGEST_CONST = 1e10
 _GROWTH = 10  # of c until the first success
-_SMOOTHER = 0.999999
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # Adam's defaults
 
 
@@ -50,8 +50,8 @@ def _descend(
     network: Evaluator, x: Tensor, goal: Hinge, const: Tensor, learning_rate: float, max_iter: int
 ) -> tuple[Tensor, Tensor]:
     """The closest success on the way and its squared distance, infinite where there is none."""
-    column = const.view(-1, *[1] * (x.ndim - 1))
-    w = torch.atanh((x * 2 - 1) * _SMOOTHER)
+    weight = column(const, x)
+    w = torch.atanh((x * 2 - 1) * SMOOTHER)
     mean, square = torch.zeros_like(w), torch.zeros_like(w)
     best_x, best_distance = x.clone(), torch.full_like(const, torch.inf)
 
@@ -68,7 +68,7 @@ def _descend(
         closer = (goal(logits) <= 0) & (distance < best_distance)
         best_distance[closer] = distance[closer]
         best_x[closer] = x_adv[closer]
-        gradient = (column * slope + 2 * (x_adv - x)) * (1 - tanh_w.square()) / 2
+        gradient = (weight * slope + 2 * (x_adv - x)) * (1 - tanh_w.square()) / 2
         mean.lerp_(gradient, 1 - _BETA1)
         square.lerp_(gradient.square(), 1 - _BETA2)
         corrected = (square / (1 - _BETA2**step)).sqrt_().add_(_EPSILON)

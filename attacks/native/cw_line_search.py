@@ -12,10 +12,9 @@ from torch import Tensor
 
 from attacks.evaluation import Evaluator
 from attacks.losses import Hinge
-from attacks.native.arithmetic import atanh, squared_distance, tanh
+from attacks.native.arithmetic import SMOOTHER, atanh, column, squared_distance, tanh
 
 _LARGEST_CONST = 10e10
-_SMOOTHER = 0.999999  # keeps arctanh finite at 0 and 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def search_const(
     """Adversarial images; an image without success is returned clean."""
     # every descent starts at the clean image, so that is evaluated once for all values of c
     logits, up, down = network.gradients(x, goal.upper, goal.lower)
-    hinge, slope, start = goal(logits), up - down, atanh((x * 2 - 1) * _SMOOTHER)
+    hinge, slope, start = goal(logits), up - down, atanh((x * 2 - 1) * SMOOTHER)
     best = _Best(x.clone(), torch.full((len(x),), torch.inf, device=x.device))
     const = torch.full((len(x),), initial_const, dtype=torch.float64, device=x.device)
     lower = torch.zeros_like(const)
@@ -186,14 +185,10 @@ class _Descent:
 
     def _at(self, rows: Tensor, rate: Tensor) -> Tensor:
         """Points in tanh space at the given rates, float64."""
-        return self.w[rows] + _column(rate[rows], self.w) * self.direction[rows]
+        return self.w[rows] + column(rate[rows], self.w) * self.direction[rows]
 
     def _aim(self, rows: Tensor, tanh_w: Tensor) -> None:
         """The direction of descent from the slope; `tanh_w` is that of the rows."""
-        by_hinge = (self.slope[rows] * _column(self.const[rows], self.w)).float()
+        by_hinge = (self.slope[rows] * column(self.const[rows], self.w)).float()
         by_x = by_hinge + 2 * (self.x_adv[rows] - self.x[rows])
-        self.direction[rows] = -(by_x * ((1 - tanh_w.square()) / (2 * _SMOOTHER)))
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))
+        self.direction[rows] = -(by_x * ((1 - tanh_w.square()) / (2 * SMOOTHER)))

@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 
 from attacks.evaluation import Cotangent, Evaluator, check_images
 from attacks.losses import cross_entropy, margin
+from attacks.native.arithmetic import column
 from attacks.native.randomness import per_image_generators
 from attacks.parameters import check_choices, check_parameters
 from attacks.result import AttackResult
@@ -151,7 +152,7 @@ class _L2Ball:
     def steepest(self, gradient: Tensor) -> Tensor:
         # scaled first, or the squares of small gradients underflow
         tiny = torch.finfo(gradient.dtype).tiny
-        scaled = gradient / _column(gradient.flatten(1).abs().amax(1), gradient).clamp(min=tiny)
+        scaled = gradient / column(gradient.flatten(1).abs().amax(1), gradient).clamp(min=tiny)
         return scaled / _norms(scaled).clamp(min=tiny)
 
     def project(self, points: Tensor, centres: Tensor) -> Tensor:
@@ -170,8 +171,4 @@ class _L2Ball:
 
 def _norms(images: Tensor) -> Tensor:
     """L2 norms (n, 1, …) of images (n, …)."""
-    return _column(images.flatten(1).norm(dim=1), images)
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.ndim - 1))
+    return column(images.flatten(1).norm(dim=1), images)
