@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import tarfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from qnn.data.images import DataError, ImageData, assemble
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 MD5 = "c58f30108f718f92721af3b95e74349a"
 FOLDER = "cifar-10-batches-py"
+NOT_ORIGINAL = "not_original.json"
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST = ("test_batch",)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -32,6 +34,10 @@ def cifar10(
 ) -> ImageData:
     """60,000 colour images (3, 32, 32) of ten classes.
 
+    Copies of the data set in which some images are not the original pixels list those in
+    ``not_original.json`` beside the batches, as ``{"train": [positions], "test": [positions]}``. The
+    listed test images are left out, so that no figure rests on them.
+
     Raises:
         DataError: files absent and not to be downloaded, cut short, damaged, or holding anything but
             arrays and plain values (such a pickle is refused unread).
@@ -45,8 +51,20 @@ def cifar10(
         archive = fetch([URL], folder=Path(root), name="cifar-10-python.tar.gz", md5=MD5, advice=advice)
         with tarfile.open(archive) as packed:
             packed.extractall(root, filter="data")
-    train, test = (_read(folder, names, advice) for names in (TRAIN, TEST))
+    train, (images, labels) = (_read(folder, names, advice) for names in (TRAIN, TEST))
+    original = np.delete(np.arange(len(labels)), _not_original(folder))
+    test = images[original], labels[original]
     return assemble("cifar10", CLASSES, train, test, validation=validation, split_seed=split_seed)
+
+
+def _not_original(folder: Path) -> list[int]:
+    path = folder / NOT_ORIGINAL
+    if not path.is_file():
+        return []
+    try:
+        return [int(position) for position in json.loads(path.read_text())["test"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{path} is not {{"train": [positions], "test": [positions]}} ({error}): mend it') from error
 
 
 def _read(folder: Path, names: tuple[str, ...], advice: str) -> tuple[np.ndarray, np.ndarray]:
