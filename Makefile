@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint ui tables
+.PHONY: quickstart test lint ui tables paper
 
 quickstart: $(STAMP)  ## the main job on the bundled digits, and its tables
 	$(RUN) -m pipelines.attack experiment=quickstart hydra/launcher=joblib hydra.launcher.n_jobs=2
@@ -23,6 +23,9 @@ ui: $(STAMP)  ## the MLflow UI on this machine
 
 tables: $(STAMP)
 	$(RUN) -m analysis.tables
+
+paper: $(STAMP)  ## tables, figures, verdicts and the report of the study, from the runs in results/runs
+	$(RUN) -m analysis.paper
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -7,6 +7,7 @@ differ between cells of one model are spelt out in the cells' `variant`.
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -72,7 +73,10 @@ def cell_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _variants(runs: pd.DataFrame, settings: list[str]) -> pd.Series:
-    """The attack's variant, and behind it each setting that varies within one model's runs."""
+    """The attack's variant, and behind it each setting that varies among one model's runs of the same bits.
+
+    A setting that goes with the bits, such as a recipe with more epochs for few bits, needs no words.
+    """
     labels = runs["params.variant"].copy()
     free = [name for name in settings if name not in {*_AXES, *_OF_BITS, "params.variant"}]
     for keys, own in (
@@ -81,7 +85,7 @@ def _variants(runs: pd.DataFrame, settings: list[str]) -> pd.Series:
     ):
         for _, group in runs.groupby(keys):
             for name in own:
-                if group[name].nunique() > 1:
+                if (group.groupby("params.bits")[name].nunique() > 1).any():
                     labels[group.index] += ", " + name.removeprefix("params.") + "=" + group[name]
     return labels.str.replace("n_requested=", "n=", regex=False)
 
@@ -102,7 +106,7 @@ def _cell(group: pd.DataFrame) -> dict[str, object]:
         "adversarial_accuracy_high": interval.high,
         "gave_up": int(group["metrics.gave_up"].sum()),
         "superseded_runs": int(group["superseded"].sum()),
-        "parameters": _parameters(group.iloc[0]),
+        "as_published": is_as_published(group.iloc[0].to_dict()),
     }
     for name in ("adversarial_accuracy", *DISTANCES, "l2_median", "clean_accuracy", "seconds"):
         values = group[f"metrics.{name}"] if f"metrics.{name}" in group else pd.Series([np.nan])
@@ -111,32 +115,35 @@ def _cell(group: pd.DataFrame) -> dict[str, object]:
     return row
 
 
-def _parameters(run: pd.Series) -> dict[str, str]:
-    parameters = {str(name): value for name, value in run.items()}
-    own = {n.removeprefix("params.attack."): v for n, v in parameters.items() if n.startswith("params.attack.")}
-    departs = any(run.get(f"params.{name}", "") not in {*usual, ""} for name, usual in _AS_PUBLISHED.items())
-    return {"departs": "yes"} if departs else {name: value for name, value in own.items() if value}
-
-
 def _with_published(table: pd.DataFrame) -> pd.DataFrame:
     paper = published.table6().rename(
         columns={name: f"paper_{name}" for name in ("adversarial_accuracy", "l2", "linf")}
     )
     merged = table.merge(paper, on=["model", "bits", "attack"], how="left")
-    same = [_is_published(row) for row in merged.to_dict("records")]
     columns = [name for name in merged.columns if name.startswith("paper_")]
-    merged[columns] = merged[columns].where(pd.Series(same, index=merged.index), np.nan)
+    merged[columns] = merged[columns].where(merged["as_published"], np.nan)
     return merged
 
 
-def _is_published(row: dict) -> bool:
-    wanted = published.hyperparameters(row["model"], row["attack"])
-    used = row["parameters"]
+def is_as_published(run: Mapping[Hashable, object]) -> bool:
+    """Whether a run (a row of `analysis.store.load_runs`) attacked as the seed paper did, on its data."""
+    model, attack = str(run["params.model"]), str(run["params.attack"])
+    wanted = published.hyperparameters(model, attack)
     return (
         bool(wanted)
-        and published.DATA_OF_MODEL.get(row["model"]) == row["data"]
-        and all(name in used and np.isclose(float(used[name]), value) for name, value in wanted.items())
+        and published.DATA_OF_MODEL.get(model) == run["params.data"]
+        and all(_text(run, name) in {*usual, ""} for name, usual in _AS_PUBLISHED.items())
+        and all(_is(_text(run, f"attack.{name}"), value) for name, value in wanted.items())
     )
+
+
+def _text(run: Mapping[Hashable, object], name: str) -> str:
+    value = run.get(f"params.{name}")
+    return value if isinstance(value, str) else ""
+
+
+def _is(text: str, value: float) -> bool:
+    return bool(text) and bool(np.isclose(float(text), value))
 
 
 def bits_order(bits: str) -> tuple[int, int, str]:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -26,9 +27,37 @@ from analysis.store import default_uri, load_runs
 MISSING = "missing"
 _FIGURES = {"adversarial_accuracy": ("adv. acc.", 3), "l2": ("L2", 3), "linf": ("L∞", 3)}
 _PAPER_GRID = {"n": "1000", "seed": "0,1,2"}
-_TEX = {"_": r"\_", "%": r"\%", "±": r"$\pm$", "L∞": r"$L_\infty$", "L2": "$L_2$", "L0": "$L_0$", "–": "--"}
+_TEX = {
+    "_": r"\_",
+    "%": r"\%",
+    "±": r"$\pm$",
+    "L∞": r"$L_\infty$",
+    "L2": "$L_2$",
+    "L0": "$L_0$",
+    "–": "--",
+    "…": r"\ldots{}",
+    "κ": r"$\kappa$",
+    "ρ": r"$\rho$",
+    "τ": r"$\tau$",
+    "ε": r"$\varepsilon$",
+    "|": r"$|$",
+}
 _SPREAD = re.compile(r" ± [\d.]+")
-_TITLES = {"mnist_a": "Mnist A", "resnet20": "ResNet20"}
+TITLES = {
+    "mnist_a": "Mnist A",
+    "mnist_b": "Mnist B",
+    "mnist_c": "Mnist C",
+    "lenet5_a": "LeNet-5 A",
+    "resnet20": "ResNet20",
+    "resnet32": "ResNet32",
+}
+
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;max-width:100%;overflow-x:auto}"
+    "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
+    "th,td{padding:.3rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid #ddd}"
+    "thead th{text-align:center;background:#f4f4f4}"
+)
 
 
 @dataclass
@@ -36,6 +65,7 @@ class PaperTable:
     """A table ready to be written: text cells, and what is missing from it.
 
     Attributes:
+        number: of the papers' table, or the name of one they do not have, which then has a `title`.
         sections: title -> frame of text cells, indexed by bits.
         commands: what to run for the cells shown as missing.
     """
@@ -44,6 +74,15 @@ class PaperTable:
     caption: str
     sections: dict[str, pd.DataFrame] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
+    title: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"table{self.number}" if self.number.isdecimal() else self.number
+
+    @property
+    def heading(self) -> str:
+        return self.title or f"Table {self.number}"
 
 
 def accuracies(runs: pd.DataFrame) -> PaperTable:
@@ -60,7 +99,7 @@ def accuracies(runs: pd.DataFrame) -> PaperTable:
         for label, part in _by_settings(group):
             found = part.groupby("params.bits")["metrics.test_accuracy"].agg(["mean", "std"]) * 100
             text = found.apply(lambda row: _with_spread(row["mean"], row["std"], 2), axis=1)
-            columns[_section_title(model, data, label)] = text.reindex(_all_bits(found.index))
+            columns[section_title(model, data, label)] = text.reindex(_all_bits(found.index))
             absent = [bits for bits in STUDY_BITS if bits not in found.index]
             if absent:
                 table.commands.append(_command("train", part, {"model": model, "data": data, "bits": ",".join(absent)}))
@@ -103,7 +142,7 @@ def _by_network(
                     columns[name, heading] = _figure_column(part, figure, digits)
         frame = pd.DataFrame(columns)
         frame = frame.reindex(_all_bits(frame.index)).fillna(MISSING)
-        table.sections[_section_title(model, data)] = frame
+        table.sections[section_title(model, data)] = frame
         table.commands += _missing_commands(group, runs, data, model, attacks)
     return table
 
@@ -125,15 +164,16 @@ def _all_bits(found: pd.Index) -> list[str]:
     return sorted({*STUDY_BITS, *found}, key=bits_order)
 
 
-def _section_title(model: str, data: str, label: str = "") -> str:
-    return f"{_TITLES.get(model, model)} on {data}" + (f" ({label})" if label else "")
+def section_title(model: str, data: str, label: str = "") -> str:
+    return TITLES.get(model, model) + (f" on {data}" if data else "") + (f" ({label})" if label else "")
 
 
 def _by_settings(group: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Split trainings of one model by the settings that differ, the training seed and bits aside."""
+    """Split trainings of one model by the settings that differ at the same bits, the training seed aside."""
     settings = [c for c in group.columns if c.startswith("params.")]
     replicate = {"params.bits", "params.weight_bits", "params.activation_bits", "params.training.seed"}
-    free = [c for c in settings if c not in replicate and group[c].astype(str).nunique() > 1]
+    texts = group[settings].astype(str)
+    free = [c for c in settings if c not in replicate and (texts.groupby("params.bits")[c].nunique() > 1).any()]
     if not free:
         return [("", group)]
     return [
@@ -172,7 +212,7 @@ def _command(pipeline: str, like: pd.DataFrame, axes: dict[str, str]) -> str:
     return " ".join(["python -m", f"pipelines.{pipeline}", "-m", *more, *(f"{k}={v}" for k, v in axes.items())])
 
 
-def provenance(runs: pd.DataFrame) -> dict[str, object]:
+def provenance(runs: pd.DataFrame) -> dict[str, Any]:
     """Where a folder of tables comes from: the runs' studies, commits, machines, versions and dates."""
     distinct = {
         name: sorted(set(runs[name]) - {""}) for name in ("study", "commit", "hardware", "versions", "overrides")
@@ -181,19 +221,25 @@ def provenance(runs: pd.DataFrame) -> dict[str, object]:
     return {"runs": len(runs), "first": dates.min(), "last": dates.max(), **distinct}
 
 
-def write(table: PaperTable, folder: Path) -> list[Path]:
-    """Write `tableN.md`, `.csv`, `.tex` and `.html`; returns their paths."""
-    formats: dict[str, Callable[[PaperTable], str]] = {"md": markdown, "csv": csv, "tex": latex, "html": html}
+def write(table: PaperTable, folder: Path, note: str = "") -> list[Path]:
+    """Write the table as `.md`, `.csv`, `.tex` and `.html`, each with `note` as a comment; returns their paths."""
+    formats: dict[str, tuple[Callable[[PaperTable], str], str]] = {
+        "md": (markdown, "{body}\n<!-- {note} -->\n"),
+        "csv": (csv, "# {note}\n{body}"),
+        "tex": (latex, "% {note}\n{body}"),
+        "html": (html, "{body}<!-- {note} -->\n"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for suffix, render in formats.items():
-        path = folder / f"table{table.number}.{suffix}"
-        path.write_text(render(table))
+    for suffix, (render, form) in formats.items():
+        path = folder / f"{table.name}.{suffix}"
+        path.write_text(form.format(body=render(table), note=note) if note else render(table))
         paths.append(path)
     return paths
 
 
 def markdown(table: PaperTable) -> str:
-    parts = [f"# Table {table.number}", table.caption]
+    parts = [f"# {table.heading}", table.caption]
     for title, frame in table.sections.items():
         parts += [f"## {title}", _flat(frame).to_markdown(disable_numparse=True)]
     if table.commands:
@@ -211,24 +257,18 @@ def latex(table: PaperTable) -> str:
     for title, frame in table.sections.items():
         escaped = frame.rename(columns=_tex).map(_tex)
         escaped.columns = escaped.columns.set_names([None] * escaped.columns.nlevels)
-        caption = _tex(f"Table {table.number}, {title}. {table.caption}")
+        caption = _tex(f"{table.heading}, {title}. {table.caption}")
         parts.append(escaped.to_latex(caption=caption, column_format="l" + "r" * frame.shape[1]))
     return "\n".join(parts)
 
 
 def html(table: PaperTable) -> str:
-    body = [f"<h1>Table {table.number}</h1><p>{table.caption}</p>"]
+    body = [f"<h1>{table.heading}</h1><p>{table.caption}</p>"]
     for title, frame in table.sections.items():
         body += [f"<h2>{title}</h2>", frame.to_html(border=0)]
     if table.commands:
         body += ["<p>Missing cells are filled by</p><pre>", "\n".join(table.commands), "</pre>"]
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;max-width:100%;overflow-x:auto}"
-        "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
-        "th,td{padding:.3rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid #ddd}"
-        "thead th{text-align:center;background:#f4f4f4}"
-    )
-    head = f'<meta charset="utf-8"><title>Table {table.number}</title><style>{style}</style>'
+    head = f'<meta charset="utf-8"><title>{table.heading}</title><style>{STYLE}</style>'
     return f"<!doctype html><html><head>{head}</head><body>{''.join(body)}</body></html>\n"
 
 
@@ -245,7 +285,7 @@ def _tex(text: str) -> str:
 
 def show(table: PaperTable, console: Console) -> None:
     """Print a table: one column per attack, its figures under one another."""
-    console.print(f"\n[bold]Table {table.number}[/bold]  {table.caption}", highlight=False)
+    console.print(f"\n[bold]{table.heading}[/bold]  {table.caption}", highlight=False)
     for title, frame in table.sections.items():
         grid = RichTable(title=title, box=box.SIMPLE_HEAD, title_justify="left")
         grid.add_column("bits", justify="right")

@@ -8,7 +8,7 @@ algorithms through the Adversarial Robustness Toolbox (ART).
 
 from attacks.examples import AdversarialExamples, load_examples, save_examples
 from attacks.metrics import per_image_record, summarise, wilson_interval
-from attacks.native import boundary, carlini_wagner, fgsm, jsma, pgd, uap
+from attacks.native import boundary, carlini_wagner, fgsm, jsma, pgd, square, uap
 from attacks.result import AttackResult
 from attacks.selection import Selection, choose_targets, select_correct
 
@@ -26,6 +26,7 @@ __all__ = [
     "pgd",
     "save_examples",
     "select_correct",
+    "square",
     "summarise",
     "uap",
     "wilson_interval",

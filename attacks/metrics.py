@@ -26,8 +26,9 @@ def per_image_record(
     `target` (targeted attacks only), `evaded` (adversarial image not classified as its label),
     `success` (evaded; for a targeted attack: classified as the target), `gave_up` (returned
     unchanged and not successful), `outcome` in words, `l0` (changed input values, channels counted
-    apart), `l1`, `l2`, `linf` (pixels in [0, 1]) and `margin` (logit of the label minus the largest
-    other logit, on the adversarial image).
+    apart), `l1`, `l2`, `linf` (pixels in [0, 1]) and, on the adversarial image, `margin` (logit of the
+    label minus the largest other logit) and `label_rank` (classes whose logit is larger than the
+    label's: 0 where the label is still predicted, at most 1 where it is among the first two).
     """
     difference = (x_adv - x).flatten(1).double()
     predicted = adv_logits.argmax(1)
@@ -50,6 +51,7 @@ def per_image_record(
         "l2": difference.norm(dim=1),
         "linf": difference.abs().amax(1),
         "margin": (own - others).squeeze(1),
+        "label_rank": (adv_logits > own).sum(1),
     }
     frame = pd.DataFrame({name: tensor.cpu().numpy() for name, tensor in columns.items()})
     frame["outcome"] = "resisted"

@@ -44,6 +44,7 @@ RANGES = {
     "delta": _SCALE_IN_0_1,
     "epsilon": _SCALE_IN_0_1,
     "step_adapt": _SCALE_IN_0_1,
+    "p_init": _SCALE_IN_0_1,
     "num_trial": _COUNT,
     "sample_size": _COUNT,
     "init_size": _COUNT,

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
 from torch import Tensor
 
 from attacks import (
@@ -37,13 +38,14 @@ from qnn.training import predict
 
 KIND = "attack"
 EXAMPLES = "examples/adversarial.safetensors"
+SNAPSHOTS = "examples/snapshots.safetensors"
 TABLE = "per_image.json"
 GRID = "images.png"
 PROGRESS = "progress.json"
 
 
 def check(cfg: DictConfig) -> None:
-    train.check(cfg)
+    networks.check(cfg)
     settings.attack_parameters(cfg)
     if not isinstance(cfg.n, int) or cfg.n < 1:
         raise InputError(f"n={cfg.n} is out of range: it must be a whole number of at least 1")
@@ -57,8 +59,6 @@ def check(cfg: DictConfig) -> None:
         choose_targets(target, torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64), seed=0)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if cfg.network is not None:
-        networks.check_stored(cfg, settings.load_data(cfg))
 
 
 def _rehearse(cfg: DictConfig) -> None:
@@ -152,6 +152,8 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
                     result.x_adv, selection.indices, selection.labels, source_facts, result.perturbation
                 ),
             )
+            if result.snapshots:
+                _save_snapshots(Path(folder) / SNAPSHOTS, x[shown], result.snapshots)
             tracker.log_folder(run_id, Path(folder))
         tracker.log_table(run_id, record, TABLE)
         for step, (clean, adversarial) in enumerate(zip(x[shown], result.x_adv[shown], strict=True)):
@@ -177,6 +179,12 @@ def _progress(net: torch.nn.Module, x: Tensor, y: Tensor, snapshots: dict[int, T
             }
         )
     return pd.DataFrame(rows)
+
+
+def _save_snapshots(path: Path, clean: Tensor, snapshots: dict[int, Tensor]) -> None:
+    """The images after each kept iteration: `clean` (k, c, h, w), `images` (iterations, k, c, h, w), `iterations`."""
+    images = torch.stack([after[: len(clean)].cpu() for after in snapshots.values()])
+    save_file({"clean": clean.cpu(), "images": images, "iterations": torch.tensor(list(snapshots))}, path)
 
 
 def _attack(

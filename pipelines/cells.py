@@ -20,6 +20,7 @@ from pipelines.settings import work_folder
 from pipelines.tracking import Tracker
 
 _NAMED_BY_TABLES = {"model", "bits", "attack", "seed", "experiment", "study", "n", "data", "force"}
+_OF_TRANSFERS = {"targets.model", "targets.bits", "targets.seed", "apply", "count"}  # what attacks have no use for
 
 
 class Pipeline(Protocol):
@@ -55,12 +56,15 @@ def open_tracker(cfg: DictConfig) -> Tracker:
 
 
 def _launch_tags() -> dict[str, str]:
-    """How this process was launched, as far as a table needs it to name the command for a missing cell."""
+    """How this process was launched, as far as a table needs it to name the command for a missing cell.
+
+    An experiment of transfers is left out: it sets what the attacks and trainings it needs do not have.
+    """
     if not HydraConfig.initialized():
         return {}
     launched = HydraConfig.get()
-    others = [o for o in launched.overrides.task if o.partition("=")[0] not in _NAMED_BY_TABLES]
-    experiment = launched.runtime.choices.get("experiment")
+    others = [o for o in launched.overrides.task if o.partition("=")[0] not in _NAMED_BY_TABLES | _OF_TRANSFERS]
+    experiment = launched.runtime.choices.get("experiment") if launched.job.config_name != "transfer" else None
     tags = {"overrides": " ".join(others), "experiment": experiment or ""}
     return {name: value for name, value in tags.items() if value}
 

@@ -13,7 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import torch
 from omegaconf import DictConfig
+from torch import Tensor, nn
 
 from attacks import AdversarialExamples, load_examples, per_image_record, summarise
 from pipelines import networks, settings, train
@@ -22,18 +25,17 @@ from pipelines.cells import open_tracker
 from pipelines.errors import InputError
 from pipelines.progress import say
 from pipelines.tracking import Tracker
+from qnn.data import Split
 from qnn.freezing import freeze
-from qnn.training import evaluate, predict
+from qnn.training import EVALUATION_BATCH, evaluate, predict
 
 KIND = "evaluate"
 
 
 def check(cfg: DictConfig) -> None:
-    train.check(cfg)
+    networks.check(cfg)
     data = settings.load_data(cfg)
-    if cfg.network is not None:
-        networks.check_stored(cfg, data)
-    elif open_tracker(cfg).find_complete(networks.network_fingerprint(cfg, data)) is None:
+    if not networks.is_stored(cfg) and open_tracker(cfg).find_complete(networks.network_fingerprint(cfg, data)) is None:
         raise InputError(
             f"no trained {train.network_name(cfg)} on {data.name} with this recipe is stored:"
             " train it with pipelines.train, or name one with network="
@@ -79,29 +81,61 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         clean = evaluate(net, data.test, device=device)
         figures = {"test_accuracy": clean["accuracy"], "test_loss": clean["loss"]}
         if cfg.examples is not None:
-            x = data.test.pixels(stored.indices).to(device)
-            x_adv, labels = stored.x_adv.to(device), stored.labels.to(device)
-            clean_logits = predict(net, x)
-            kept = clean_logits.argmax(1) == labels
-            figures["examples"] = len(labels)
-            if not bool(kept.any()):
-                raise InputError("this network gets none of the examples' clean images right")
-            record = per_image_record(
-                stored.indices.to(device)[kept], labels[kept], x[kept], x_adv[kept], clean_logits[kept],
-                predict(net, x_adv[kept]),
-            )  # fmt: skip
-            figures |= summarise(record)
+            record = joint_record(net, stored, data.test, device=device)
+            figures |= {"examples": len(stored.labels), **summarise(record)}
             tracker.log_table(run_id, record, TABLE)
         tracker.log_metrics(run_id, figures)
     say(", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     return run_id
 
 
-def _examples(cfg: DictConfig) -> AdversarialExamples:
+def joint_record(
+    net: nn.Module, examples: AdversarialExamples, split: Split, *, device: torch.device, count: int | None = None
+) -> pd.DataFrame:
+    """The per-image record of the examples whose clean image the network gets right (the paper's transfer rule).
+
+    Args:
+        net: on `device`.
+        examples: made on images of `split`.
+        count: take the first so many of these examples, in their order, or all if there are fewer; None: all.
+
+    Raises:
+        InputError: the network gets none of the clean images right.
+    """
+    positions: list[Tensor] = []
+    logits: list[Tensor] = []
+    found = 0
+    for block in torch.arange(len(examples.indices)).split(EVALUATION_BATCH):
+        clean_logits = predict(net, split.pixels(examples.indices[block]).to(device))
+        right = (clean_logits.argmax(1).cpu() == examples.labels[block]).nonzero().flatten()
+        right = right if count is None else right[: count - found]
+        positions.append(block[right])
+        logits.append(clean_logits[right.to(device)])
+        found += len(right)
+        if found == count:
+            break
+    if not found:
+        raise InputError("the network gets none of the examples' clean images right")
+    kept = torch.cat(positions)
+    indices, labels, x_adv = (part[kept].to(device) for part in (examples.indices, examples.labels, examples.x_adv))
+    x = split.pixels(examples.indices[kept]).to(device)
+    return per_image_record(indices, labels, x, x_adv, torch.cat(logits), predict(net, x_adv))
+
+
+def read_examples(path: Path) -> AdversarialExamples:
+    """Stored adversarial examples.
+
+    Raises:
+        InputError: there are none in that file.
+    """
     try:
-        return load_examples(_examples_path(cfg))
+        return load_examples(path)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _examples(cfg: DictConfig) -> AdversarialExamples:
+    return read_examples(_examples_path(cfg))
 
 
 def _examples_path(cfg: DictConfig) -> Path:

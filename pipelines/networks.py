@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-from pipelines import settings, train
+from pipelines import released, settings, train
 from pipelines.cells import open_tracker, process
 from pipelines.errors import InputError
 from pipelines.fingerprints import fingerprint, network_identity, plain
@@ -35,8 +35,8 @@ class Network:
 
 def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | None) -> Network:
     """The network of a config: the stored one it names, or the one its settings describe, trained if need be."""
-    if cfg.network is not None:
-        folder, run_id = locate(cfg, tracker)
+    if is_stored(cfg):
+        folder, run_id = locate(cfg, data, tracker)
     else:
         # `force` redoes the cell that was asked for, not the network it needs
         run_id = process(train, _without_force(cfg), tracker, parent).run.info.run_id
@@ -45,10 +45,18 @@ def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | Non
     return Network(net, described, run_id, tracker.model_id(run_id) if run_id else None)
 
 
-def check_stored(cfg: DictConfig, data: ImageData) -> None:
-    """Raise InputError unless the stored network `cfg.network` names is whole and the one asked for."""
-    folder, _ = locate(cfg, None)
-    _load(cfg, data, folder)
+def is_stored(cfg: DictConfig) -> bool:
+    """Whether the network is one that a folder or a run holds, or a released one, so that nothing is trained."""
+    return cfg.network is not None or cfg.weights == "released"
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise InputError unless the network of a config can be built and, if stored, is whole and the one asked for."""
+    train.check_network(cfg)
+    if is_stored(cfg):
+        data = settings.load_data(cfg)
+        folder, _ = locate(cfg, data, None)
+        _load(cfg, data, folder)
 
 
 def _load(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -61,14 +69,16 @@ def _load(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[nn.Module, di
 
 def network_fingerprint(cfg: DictConfig, data: ImageData) -> str:
     """The fingerprint of the network `obtain` would return, without training it."""
-    if cfg.network is None:
+    if not is_stored(cfg):
         return fingerprint(network_identity(cfg, data.digest))
-    folder, _ = locate(cfg, None)
+    folder, _ = locate(cfg, data, None)
     return str(matching_description(cfg, folder)["fingerprint"])
 
 
-def locate(cfg: DictConfig, tracker: Tracker | None) -> tuple[Path, str | None]:
-    """The folder of the stored network `cfg.network` names, and its run id if it is one."""
+def locate(cfg: DictConfig, data: ImageData, tracker: Tracker | None) -> tuple[Path, str | None]:
+    """The folder of the stored network that a config names or chooses, and its run id if it is a run's."""
+    if cfg.weights == "released":
+        return released.choose(cfg, data), None
     named = str(cfg.network)
     if _RUN_ID.fullmatch(named):
         return (tracker or open_tracker(cfg)).download(named, train.ARTIFACT), named

@@ -31,7 +31,7 @@ from qnn.training import Recipe
 
 # keys of a conf/data and conf/attack file that are not arguments of its function
 DATA_META = {"name", "function", "hyperparameters"}
-ATTACK_META = {"name", "variant", "function", "target", "paper", "class", "craft", "craft_n"}
+ATTACK_META = {"name", "variant", "function", "target", "paper", "budget", "class", "craft", "craft_n"}
 # parameters of attack functions that the pipeline provides
 PROVIDED = {"targets", "seed", "variant", "craft_on", "start"}
 

@@ -38,7 +38,7 @@ from pipelines.tracking import Tracker
 
 SWEEP_FOLDER = "QNN_SWEEP_FOLDER"
 MAX_REPORTED = 10
-_AXES_OF_ATTACKS = ("seed", "attack", "backend", "n=")
+_AXES_OF_ATTACKS = ("seed", "attack", "backend", "n=", "targets", "apply", "count")
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,8 @@ def run_job(pipeline: Pipeline, cfg: DictConfig, folder: Path, jobs: int) -> Non
 
 def headline(metrics: dict[str, float]) -> str:
     """The one or two figures of a cell worth a glance."""
+    if "mean_adversarial_accuracy" in metrics:
+        return f"mean adversarial accuracy {metrics['mean_adversarial_accuracy']:.3f}"
     if "adversarial_accuracy" in metrics:
         l2 = f", L2 {metrics['l2']:.3f}" if "l2" in metrics else ""
         return f"adversarial accuracy {metrics['adversarial_accuracy']:.3f}{l2}"

@@ -228,13 +228,7 @@ class Tracker:
         self.client.log_image(run_id, image, key=key, step=step, synchronous=True)
 
     def download(self, run_id: str, artifact_path: str) -> Path:
-        """A local folder with the artifact; the store's own files where they are on this machine."""
-        try:
-            return Path(
-                mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact_path, tracking_uri=self.uri)
-            )
-        except (MlflowException, OSError) as error:
-            raise InputError(f"run {run_id} has no artifact {artifact_path}: {one_line(error)[:200]}") from error
+        return download(self.uri, run_id, artifact_path)
 
     def complete(self, run_id: str) -> None:
         """Mark a run as finished and, last of all, complete."""
@@ -246,6 +240,18 @@ class Tracker:
     def fail(self, run_id: str, reason: str) -> None:
         self.client.set_tag(run_id, "failure", reason[:4000])
         self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
+
+
+def download(uri: str, run_id: str, artifact_path: str) -> Path:
+    """A local folder with the artifact; the store's own files where they are on this machine.
+
+    Raises:
+        InputError: the run has no such artifact, or it cannot be fetched.
+    """
+    try:
+        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact_path, tracking_uri=uri))
+    except (MlflowException, OSError) as error:
+        raise InputError(f"run {run_id} has no artifact {artifact_path}: {one_line(error)[:200]}") from error
 
 
 def _check_reachable(uri: str) -> None:

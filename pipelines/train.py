@@ -18,7 +18,8 @@ from mlflow.types import Schema, TensorSpec
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import MLFlowLogger
 
-from pipelines import settings
+from pipelines import released, settings
+from pipelines.errors import InputError
 from pipelines.fingerprints import network_identity, plain
 from pipelines.progress import note
 from pipelines.tracking import Tracker, flatten
@@ -32,6 +33,17 @@ ARTIFACT = "network"
 
 
 def check(cfg: DictConfig) -> None:
+    check_network(cfg)
+    if cfg.weights == "released":
+        raise InputError("weights=released: released networks need no training; leave it out to train one yourself")
+
+
+def check_network(cfg: DictConfig) -> None:
+    """Raise InputError unless the network of a config can be built, and trained if need be."""
+    if cfg.weights not in ("trained", "released"):
+        raise InputError(f"weights={cfg.weights} is unknown: use trained or released")
+    if cfg.weights == "released" and cfg.network is not None:
+        raise InputError(f"weights=released and network={cfg.network} name a network each: leave one of them out")
     data = settings.load_data(cfg)
     with torch.device("meta"):
         settings.build_network(cfg, data)
@@ -106,6 +118,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
 def parameters(cfg: DictConfig, data: ImageData) -> dict[str, Any]:
     """Every axis and hyper-parameter of the network, by the names they have on the command line."""
     precision = Precision.parse(cfg.bits)
+    training = released.training(cfg, data) if cfg.weights == "released" else plain(cfg.training)
     return {
         "model": cfg.model.name,
         "bits": str(precision),
@@ -115,7 +128,7 @@ def parameters(cfg: DictConfig, data: ImageData) -> dict[str, Any]:
         "quantizer": cfg.quantizer.name,
         **flatten(plain(cfg.model.net), "model.net."),
         **flatten({k: v for k, v in plain(cfg.data).items() if k not in ("name", "function", "root")}, "data."),
-        **flatten(plain(cfg.training), "training."),
+        **flatten(training, "training."),
     }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from qnn.layers import QuantConv2d, QuantLinear
+from qnn.layers import QuantConv2d, QuantLinear, quantize_once
 
 
 def freeze(net: nn.Module, *, channels_last: bool = True, compile: bool = False) -> nn.Module:
@@ -26,11 +26,7 @@ def freeze(net: nn.Module, *, channels_last: bool = True, compile: bool = False)
         channels_last: memory layout of the convolutions; faster on CPUs (`benchmarks/freezing.md`).
         compile: pass the copy through `torch.compile`; on a CPU each new batch size is compiled anew.
     """
-    frozen = copy.deepcopy(net).eval().requires_grad_(False)
-    for layer in frozen.modules():
-        if isinstance(layer, QuantConv2d | QuantLinear):
-            layer.weight.copy_(layer.weight_quantizer(layer.weight))
-            layer.weight_quantizer = nn.Identity()
+    frozen = quantize_once(copy.deepcopy(net)).eval().requires_grad_(False)
     for name, norm_name in list(_convolutions_before_batch_norm(frozen)):
         conv = cast(nn.Conv2d, frozen.get_submodule(name))
         norm = cast(nn.BatchNorm2d, frozen.get_submodule(norm_name))

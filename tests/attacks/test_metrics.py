@@ -57,6 +57,14 @@ def test_margin_is_the_label_over_the_best_other_class():
     assert record([2, 1, 2, 1])["margin"].tolist() == [-2, 2, 2, -2]
 
 
+def test_label_rank_counts_the_classes_above_the_label():
+    x = torch.zeros(4, 1, 2, 2)
+    logits = torch.tensor([[3.0, 1, 2], [6, 5, 1], [2, 1, 2], [1, 2, 3]])
+    frame = per_image_record(torch.arange(4), LABELS, x, x, predicting([0, 1, 2, 0]), logits)
+    assert frame["label_rank"].tolist() == [0, 1, 0, 2]
+    assert record([2, 1, 2, 1])["label_rank"].tolist() == [1, 0, 0, 1]
+
+
 def test_targeted_record_asks_for_the_target():
     frame = record([2, 0, 2, 1], targets=torch.tensor([1, 0, 0, 1]))
     assert frame["target"].tolist() == [1, 0, 0, 1]

@@ -11,7 +11,7 @@ from attacks.parameters import RANGES, accepted_parameters, check_choices, check
 
 UNIT = ["eps", "attacker_eps"]
 SHARES = ["theta", "gamma"]
-OPEN = ["delta", "epsilon", "step_adapt"]
+OPEN = ["delta", "epsilon", "step_adapt", "p_init"]
 COUNTS = ["binary_search_steps", "max_halving", "max_doubling", "max_iter", "num_trial", "sample_size", "init_size"]
 COUNTS_OR_NONE = ["num_random_init"]
 POSITIVE = ["learning_rate", "initial_const", "eps_step", "logit_scale"]

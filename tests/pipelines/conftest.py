@@ -13,7 +13,7 @@ from pipelines.cli import launch
 QUICK = ("training.epochs=1", "n=5", "trainer.threads=1", "trainer.accelerator=cpu")
 
 
-def _enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "QNN_DATA", "QNN_SWEEP_FOLDER", "QNN_LAUNCHED_BY"):
         monkeypatch.delenv(name, raising=False)
@@ -22,7 +22,7 @@ def _enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with no tracking server configured."""
-    _enter(tmp_path, monkeypatch)
+    enter(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -51,7 +51,7 @@ def attacked(shared_store: MlflowClient) -> Callable[..., Run]:
     def run(*overrides: str) -> Run:
         known = {run.info.run_id for run in runs_of(shared_store, "attack")}
         with pytest.MonkeyPatch.context() as monkeypatch:
-            _enter(folder, monkeypatch)
+            enter(folder, monkeypatch)
             monkeypatch.setattr(sys, "argv", ["pipelines.attack", *QUICK, *overrides])
             assert launch("attack") == 0
         (new,) = [run for run in runs_of(shared_store, "attack") if run.info.run_id not in known]

@@ -2,9 +2,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
 from attacks import load_examples
-from pipelines.attack import EXAMPLES, GRID, PROGRESS, TABLE
+from pipelines.attack import EXAMPLES, GRID, PROGRESS, SNAPSHOTS, TABLE
 from tests.pipelines.conftest import QUICK, per_image_table, runs_of
 
 
@@ -137,7 +138,7 @@ def test_any_attack_of_art_is_run_by_the_name_of_its_class(attacked, shared_stor
 
 def test_snapshots_of_the_boundary_attack_are_a_table_of_its_progress(attacked, shared_store):
     settings = ("attack=boundary", "attack.max_iter=6", "attack.delta=0.1", "attack.epsilon=0.1", "seed=2")
-    run = attacked(*settings, "attack.snapshots=[0,2,6]")
+    run = attacked(*settings, "attack.snapshots=[0,2,6]", "tracking.image_rows=2")
     progress = pd.read_json(shared_store.download_artifacts(run.info.run_id, PROGRESS), orient="split")
     assert progress["iteration"].tolist() == [0, 2, 6]
     assert (np.diff(progress["l2"]) < 0).all()
@@ -145,8 +146,12 @@ def test_snapshots_of_the_boundary_attack_are_a_table_of_its_progress(attacked, 
     assert last["adversarial_accuracy"] == pytest.approx(figures["adversarial_accuracy"])
     assert last["l2"] == pytest.approx(figures["l2"], rel=1e-4)
     assert last["l2_median"] == pytest.approx(figures["l2_median"], rel=1e-4)
+    pictures = load_file(shared_store.download_artifacts(run.info.run_id, SNAPSHOTS))
+    assert pictures["iterations"].tolist() == [0, 2, 6]
+    assert pictures["images"].shape == (3, 2, 1, 28, 28)
+    assert pictures["images"][-1].equal(examples_of(shared_store, run).x_adv[:2])
     without = attacked(*settings)
-    assert PROGRESS not in artifacts(shared_store, without)
+    assert not {PROGRESS, SNAPSHOTS} & (artifacts(shared_store, without) | artifacts(shared_store, without, "examples"))
     assert without.data.metrics["l2"] == figures["l2"]
 
 

@@ -12,7 +12,7 @@ POISONING = "art.attacks.poisoning.PoisoningAttackBackdoor"
 
 CASES = [
     ("attack", ["model=nope"], MODELS),
-    ("attack", ["attack=nope"], "art_any boundary cw fgsm jsma pgd uap"),
+    ("attack", ["attack=nope"], "art_any boundary cw fgsm jsma pgd square uap"),
     ("attack", ["bits=0"], "bits=0 is not a bit width: use FP, a whole number from 1 to 16"),
     ("attack", ["bits=17"], "bits=17 is not a bit width"),
     ("attack", ["bits=1.5"], "bits=1.5 is not a bit width"),

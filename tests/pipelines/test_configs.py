@@ -45,6 +45,18 @@ def test_every_recipe_composes(recipe):
     assert settings.recipe(composed("train", f"training={recipe}")).epochs >= 1
 
 
+@pytest.mark.parametrize(("bits", "epochs"), [("FP", 20), ("1", 20), ("2", 60), ("w2a2", 60), ("w1a2", 20), ("16", 20)])
+def test_a_recipe_may_depend_on_the_bits_and_enters_the_fingerprint_as_plain_values(bits, epochs):
+    cfg = composed("train", f"bits={bits}")
+    assert settings.recipe(cfg).epochs == epochs
+    assert train.identity(cfg) == train.identity(composed("train", f"bits={bits}", f"training.epochs={epochs}"))
+    assert type(train.identity(cfg)["training"]["epochs"]) is int
+
+
+def test_the_command_line_wins_over_what_a_recipe_says_of_the_bits():
+    assert settings.recipe(composed("train", "bits=2", "training.epochs=5")).epochs == 5
+
+
 def composed_attack(name: str, *overrides: str) -> DictConfig:
     return composed("attack", f"attack={name}", *MUST_GIVE.get(name, []), *overrides)
 
@@ -117,11 +129,12 @@ def test_published_hyperparameters_are_those_of_the_studied_attacks():
 
 
 @pytest.mark.parametrize("hyperparameters", ["mnist", "cifar10"])
-def test_projected_gradient_descent_has_the_ball_of_fgsm(hyperparameters):
-    fgsm, pgd = (
-        attack_parameters(composed_attack(name, f"data.hyperparameters={hyperparameters}")) for name in ("fgsm", "pgd")
+@pytest.mark.parametrize("attack", ["pgd", "square"])
+def test_the_yardsticks_have_the_ball_of_fgsm(attack, hyperparameters):
+    fgsm, yardstick = (
+        attack_parameters(composed_attack(name, f"data.hyperparameters={hyperparameters}")) for name in ("fgsm", attack)
     )
-    assert fgsm["eps"] == pgd["eps"]
+    assert fgsm["eps"] == yardstick["eps"]
 
 
 @pytest.mark.parametrize("backend", ["native", "art"])
@@ -143,6 +156,9 @@ def test_attack_presets_are_the_published_hyperparameters(attack, model, data, b
         ("attack", "table6", "resnet20", "cifar10"),
         ("attack", "table7", "resnet20", "cifar10"),
         ("train", "table3", "resnet20", "cifar10"),
+        ("transfer", "transfer_bits", "mnist_a", "mnist"),
+        ("transfer", "transfer_capacity", "resnet20", "cifar10"),
+        ("transfer", "transfer_architecture", "mnist_a", "mnist"),
     ],
 )
 def test_experiments_pair_models_with_their_data(pipeline, experiment, model, data):
@@ -163,6 +179,12 @@ def test_fingerprint_ignores_where_and_on_what_it_runs(tmp_path):
     other = composed("attack", "bits=2")
     assert train.identity(plain) == train.identity(moved)
     assert train.identity(plain) != train.identity(other)
+
+
+def test_a_sweep_over_bits_is_planned_with_each_width_s_own_recipe():
+    with initialize_config_module("conf", version_base="1.3"):
+        planned = _compose_all(compose("attack", return_hydra_config=True), [["bits=FP"], ["bits=2"], ["bits=4"]])
+    assert [cfg.training.epochs for cfg in planned] == [20, 60, 20]
 
 
 def test_planned_configs_are_those_hydra_composes():

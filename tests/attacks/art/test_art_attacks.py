@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from attacks import per_image_record, summarise
-from attacks.art import boundary, carlini_wagner, fgsm, jsma, uap
+from attacks.art import boundary, carlini_wagner, fgsm, jsma, square, uap
 
 
 def l2(x: Tensor, x_adv: Tensor) -> Tensor:
@@ -207,6 +207,34 @@ def test_boundary_gives_up_on_a_constant_network(constant, targeted: bool):
     assert "l2" not in figures
 
 
+@pytest.mark.parametrize("targeted", [False, True])
+def test_square_stays_in_the_eps_ball_and_in_range(victim, targeted: bool):
+    targets = victim.wrong_class if targeted else None
+    x_adv = square(victim.model, victim.x, victim.y, eps=0.1, max_iter=10, targets=targets).x_adv
+    assert linf(victim.x, x_adv).max() <= 0.1 + 1e-6
+    assert 0 <= x_adv.min() <= x_adv.max() <= 1
+    assert not unchanged(victim.x, x_adv).all()
+
+
+def test_square_breaks_a_linear_model_beyond_the_minimal_distance_alone(linear_pair):
+    minimal = linear_pair.model.minimal(linear_pair.x, linear_pair.y, float("inf"))
+    for eps in (0.99 * minimal.min().item(), 2 * minimal.max().item()):
+        x_adv = square(linear_pair.model, linear_pair.x, linear_pair.y, eps=eps, max_iter=100, p_init=0.3).x_adv
+        assert torch.equal(linear_pair.predict(x_adv) != linear_pair.y, minimal < eps)
+
+
+def test_square_reaches_targets_of_a_linear_model(linear):
+    targets = linear.wrong_class
+    x_adv = square(linear.model, linear.x, linear.y, eps=0.4, max_iter=100, p_init=0.3, targets=targets).x_adv
+    assert torch.equal(linear.predict(x_adv), targets)
+
+
+def test_square_depends_on_its_seed_alone(victim):
+    one, same, other = (square(victim.model, victim.x, victim.y, eps=0.1, max_iter=3, seed=s).x_adv for s in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("attack", "setting"),
     [
@@ -219,6 +247,8 @@ def test_boundary_gives_up_on_a_constant_network(constant, targeted: bool):
         (carlini_wagner, {"confidence": -1}),
         (boundary, {"init_size": 0}),
         (boundary, {"step_adapt": 1.0}),
+        (square, {"eps": 2}),
+        (square, {"p_init": 0}),
     ],
 )
 def test_settings_out_of_range_are_refused_before_the_network_is_asked(attack, setting: dict):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.art import any_attack, boundary, carlini_wagner, fgsm, jsma, uap
+from attacks.art import any_attack, boundary, carlini_wagner, fgsm, jsma, square, uap
 from attacks.art.estimator import CountingClassifier, PyTorchClassifier, seeded
 from attacks.evaluation import Evaluator
 
@@ -98,6 +98,7 @@ ATTACKS = {
     "uap": lambda model, x, y: uap(model, x, y, eps=0.2, attacker_eps=0.1, max_iter=2),
     "carlini_wagner": lambda model, x, y: carlini_wagner(model, x, y, max_iter=2, binary_search_steps=2),
     "boundary": lambda model, x, y: boundary(model, x, y, max_iter=2),
+    "square": lambda model, x, y: square(model, x, y, max_iter=2, p_init=0.3),
     "any_attack": lambda model, x, y: any_attack(model, x, y, class_path="ProjectedGradientDescentNumpy", params=PGD),
 }
 BY_GRADIENT = {"fgsm", "jsma", "uap", "carlini_wagner", "any_attack"}

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from attacks import boundary, carlini_wagner, fgsm, jsma, pgd, uap
+from attacks import boundary, carlini_wagner, fgsm, jsma, pgd, square, uap
 
 CW = partial(carlini_wagner, max_iter=3, binary_search_steps=3, initial_const=1.0, learning_rate=1.0)
 PER_IMAGE = {
@@ -23,6 +23,7 @@ BY_POSITION = {
     "boundary first": partial(boundary, max_iter=4, variant="first"),
     "pgd inf": partial(pgd, eps=0.1, max_iter=3, num_random_init=2),
     "pgd 2": partial(pgd, norm=2, eps=1.0, max_iter=3, num_random_init=2),
+    "square": partial(square, eps=0.05, max_iter=120),
 }
 UAP = {"eps": 0.3, "attacker_eps": 0.2, "max_iter": 1}
 

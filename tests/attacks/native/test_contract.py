@@ -20,6 +20,7 @@ NATIVE = {
     "boundary": partial(attacks.boundary, max_iter=2),
     "pgd": partial(attacks.pgd, max_iter=2),
     "pgd, random": partial(attacks.pgd, norm=2, max_iter=2, num_random_init=2),
+    "square": partial(attacks.square, max_iter=3),
 }
 THROUGH_ART = {
     "fgsm": attacks.art.fgsm,
@@ -27,8 +28,10 @@ THROUGH_ART = {
     "uap": partial(attacks.art.uap, attacker_eps=0.2, max_iter=2),
     "cw": partial(attacks.art.carlini_wagner, **CW),
     "boundary": partial(attacks.art.boundary, max_iter=2),
+    "square": partial(attacks.art.square, max_iter=3),
 }
 BOTH = {**NATIVE, **{f"{name} through ART": attack for name, attack in THROUGH_ART.items()}}
+WITHOUT_GRADIENTS = [both[name] for both in (NATIVE, THROUGH_ART) for name in ("boundary", "square")]
 
 every_attack = pytest.mark.parametrize("attack", NATIVE.values(), ids=NATIVE)
 every_backend = pytest.mark.parametrize("attack", BOTH.values(), ids=BOTH)
@@ -115,8 +118,7 @@ def test_passes_are_counted_in_whole_images(attack, images):
     result = attack(Watched(), *images)
     assert type(result.forwards) is type(result.backwards) is int
     assert result.forwards >= 5
-    by_gradient = attack not in (NATIVE["boundary"], THROUGH_ART["boundary"])
-    assert (result.backwards > 0) == by_gradient
+    assert (result.backwards > 0) == (attack not in WITHOUT_GRADIENTS)
 
 
 def test_fgsm_takes_one_pass_forward_and_one_back(images):
@@ -150,7 +152,7 @@ def test_images_that_are_none_are_refused_before_the_network_is_asked(attack, x,
     assert model.calls == 0
 
 
-@pytest.mark.parametrize("name", ["fgsm", "jsma", "cw", "cw adam", "boundary", "pgd"])
+@pytest.mark.parametrize("name", ["fgsm", "jsma", "cw", "cw adam", "boundary", "pgd", "square"])
 @pytest.mark.parametrize("targets", [torch.zeros(5), torch.zeros(4, dtype=torch.int64)], ids=["float", "too few"])
 def test_targets_that_are_none_are_refused(images, name: str, targets: Tensor):
     with pytest.raises(ValueError, match=r"targets must be int64 classes of shape \(5,\)"):
@@ -185,6 +187,9 @@ OUT_OF_RANGE = [
     (attacks.pgd, "max_iter", [0, 1.5, -1]),
     (attacks.pgd, "num_random_init", [-1, 0.5]),
     (attacks.pgd, "logit_scale", [0]),
+    (attacks.square, "eps", [-0.1, 1.5]),
+    (attacks.square, "max_iter", [0, 1.5]),
+    (attacks.square, "p_init", [0, 1]),
 ]
 
 

@@ -4,10 +4,11 @@ import functools
 import itertools
 import logging
 
+import numpy as np
 import pytest
 import torch
-from art.attacks.evasion import BoundaryAttack
-from scipy.stats import ks_2samp
+from art.attacks.evasion import BoundaryAttack, SquareAttack
+from scipy.stats import ks_2samp, ttest_ind
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -140,3 +141,33 @@ def test_boundary_comes_as_close_as_that_of_art(digits_data):
     assert len(theirs) == 240
     assert ks_2samp(theirs.numpy(), ours[0].numpy()).pvalue > 0.01
     assert float(ours.mean()) == pytest.approx(float(theirs.mean()), rel=0.02)
+
+
+def arts_square(victim, seed: int, **settings) -> tuple[float, float]:
+    """Adversarial accuracy, and queries per image as the paper counts them: ART asks more often."""
+    resisting: list[int] = []
+
+    def adv_criterion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        broken = logits.argmax(1) != labels.argmax(1)
+        resisting.append(int((~broken).sum()))
+        return broken
+
+    with Evaluator(victim.model, victim.x) as network, seeded(seed):
+        attack = SquareAttack(
+            CountingClassifier(network, victim.x), adv_criterion=adv_criterion, verbose=False, **settings
+        )
+        x_adv = torch.from_numpy(attack.generate(victim.x.numpy(), y=victim.y.numpy()))
+    accuracy = (victim.predict(x_adv) == victim.y).float().mean().item()
+    return accuracy, 1 + sum(resisting[1:]) / len(victim.x)
+
+
+@pytest.mark.parametrize("bits", ["FP", "1"])
+def test_square_is_as_strong_as_that_of_art(trained, bits: str):
+    """Both draw their own numbers, so accuracies and queries are compared over several seeds."""
+    victim, settings = trained(bits).first(100), {"eps": 0.15, "max_iter": 40}
+    theirs = np.array([arts_square(victim, seed, **settings) for seed in range(6)])
+    results = [attacks.square(victim.model, victim.x, victim.y, seed=seed, **settings) for seed in range(12)]
+    broken = [victim.predict(result.x_adv) != victim.y for result in results]
+    ours = np.array([(1 - b.float().mean().item(), r.forwards / 100) for b, r in zip(broken, results, strict=True)])
+    assert (ttest_ind(theirs, ours).pvalue > 0.01).all()
+    assert ours.mean(0) == pytest.approx(theirs.mean(0), rel=0.1)

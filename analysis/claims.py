@@ -1,0 +1,499 @@
+"""What the papers claim, and what holds: ``python -m analysis.claims [--runs results/runs]``.
+
+A claim is a list of contrasts, each the difference of two quantities that is positive if the claim is
+right. It is judged twice, by the paper's own Table 6 and by the tracked runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import methodcaller
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from analysis import published
+from analysis.cells import STUDY_BITS
+from analysis.grid import MODELS
+from analysis.quantities import AbsentError, Ours, Paper, Source
+from analysis.statistics import Estimate, average, constant, difference
+from analysis.study import load
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
+WIDTHS = STUDY_BITS[1:]
+LOW = ("1", "2", "4")
+
+Quantity = Callable[[Source], Estimate]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """`more` minus `less`, positive if the claim is right; either may be a plain number."""
+
+    name: str
+    more: Quantity | float
+    less: Quantity | float
+
+    def estimate(self, source: Source) -> Estimate:
+        """Raises AbsentError where the source lacks a quantity."""
+        return difference(*(constant(q) if isinstance(q, int | float) else q(source) for q in (self.more, self.less)))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of a paper in our words.
+
+    Attributes:
+        where: section or observation.
+        needs: ``all`` contrasts, ``most`` of them, or their ``mean``.
+        rule: threshold or definition we had to choose.
+    """
+
+    key: str
+    where: str
+    text: str
+    contrasts: Sequence[Contrast]
+    needs: Literal["all", "most", "mean"] = "all"
+    rule: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One contrast, or the mean of a claim's contrasts, by one source."""
+
+    name: str
+    estimate: Estimate
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A claim by one source."""
+
+    claim: Claim
+    verdict: str
+    findings: list[Finding]
+    absent: list[str]
+
+    @property
+    def effect(self) -> Estimate | None:
+        """The mean over the contrasts."""
+        return average([finding.estimate for finding in self.findings]) if self.findings else None
+
+
+def adversarial_accuracy(model: str, bits: str, attack: str) -> Quantity:
+    return methodcaller("adversarial_accuracy", model, bits, attack)
+
+
+def distance(model: str, bits: str, attack: str, name: str = "l2") -> Quantity:
+    return methodcaller("distance", model, bits, attack, name)
+
+
+def gap(more: Quantity, less: Quantity) -> Quantity:
+    return lambda source: difference(more(source), less(source))
+
+
+def against_fp(attack: str, models: Sequence[str] = MODELS, widths: Sequence[str] = WIDTHS) -> list[Contrast]:
+    """Adversarial accuracy at each width minus that at FP."""
+    return [
+        Contrast(
+            f"{model} {bits}", adversarial_accuracy(model, bits, attack), adversarial_accuracy(model, "FP", attack)
+        )
+        for model in models
+        for bits in widths
+    ]
+
+
+def farther_than_fp(attack: str, widths: Sequence[str], name: str = "l2") -> list[Contrast]:
+    """Distance at each width minus that at FP."""
+    return [
+        Contrast(f"{model} {bits}", distance(model, bits, attack, name), distance(model, "FP", attack, name))
+        for model in MODELS
+        for bits in widths
+    ]
+
+
+def mnist_against_cifar(attack: str) -> list[Contrast]:
+    """Adversarial accuracy of Mnist A minus that of ResNet-20 at each width."""
+    return [
+        Contrast(bits, adversarial_accuracy(MODELS[0], bits, attack), adversarial_accuracy(MODELS[1], bits, attack))
+        for bits in STUDY_BITS
+    ]
+
+
+def _mean_of(contrasts: Sequence[Contrast]) -> Contrast:
+    """Their mean as one contrast."""
+    return Contrast("mean", lambda source: average([c.estimate(source) for c in contrasts]), 0.0)
+
+
+def _named(name: str, contrasts: Sequence[Contrast]) -> Contrast:
+    return Contrast(name, _mean_of(contrasts).more, 0.0)
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "boundary-breaks-all",
+        "Observation 1",
+        "Boundary breaks nearly every image of every network within 15 (MNIST) or 12 (CIFAR-10) iterations.",
+        [Contrast(f"{m} {b}", 0.1, adversarial_accuracy(m, b, "boundary")) for m in MODELS for b in STUDY_BITS],
+        rule="nearly every: adversarial accuracy below 0.1",
+    ),
+    Claim(
+        "boundary-farther-at-1-bit",
+        "Observation 1.1",
+        "Boundary images of 1-bit networks are farther from their originals (L2) than those of FP networks.",
+        farther_than_fp("boundary", ("1",)),
+    ),
+    Claim(
+        "boundary-farther-when-quantised",
+        "Observation 1.1",
+        "Boundary images of most quantised networks are farther (L2) than those of the FP network.",
+        farther_than_fp("boundary", WIDTHS),
+        needs="most",
+    ),
+    Claim(
+        "boundary-stuck-at-1-bit",
+        "Observation 1.1, Figure 5",
+        "After 1,000 iterations Boundary images of 1-bit Mnist A are still farther than FP's after 200.",
+        [
+            Contrast(
+                "mnist_a 1 at 1,000 – FP at 200",
+                methodcaller("boundary_after", "mnist_a", "1", 1000),
+                methodcaller("boundary_after", "mnist_a", "FP", 200),
+            )
+        ],
+    ),
+    Claim(
+        "boundary-no-progress-at-1-bit",
+        "Observation 1.1, Figure 5",
+        "More iterations do not bring Boundary images of 1-bit Mnist A closer.",
+        [
+            Contrast(
+                "L2 at 1,000 – 90 % of L2 at 15",
+                methodcaller("boundary_after", "mnist_a", "1", 1000),
+                methodcaller("boundary_after", "mnist_a", "1", 15, scale=0.9),
+            )
+        ],
+        rule="not closer: at 1,000 iterations at least 90 % of the mean L2 at 15",
+    ),
+    Claim(
+        "unrecognisable-only-when-quantised",
+        "Observation 1.2",
+        "Unrecognisable Boundary images come from quantised networks only.",
+        [Contrast(f"{m} FP", 0.01, methodcaller("unrecognisable", m, "FP")) for m in MODELS],
+        rule="unrecognisable: L2 at least one standard deviation above the mean of all 3,000 (the z-score rule of the"
+        " companion's code); none: below 1 %",
+    ),
+    Claim(
+        "unrecognisable-are-rare",
+        "Observation 1.2",
+        "Unrecognisable Boundary images are rare at 1 bit (the paper counts 180 of 3,000 on MNIST, 280 on CIFAR-10).",
+        [Contrast(f"{m} 1", 0.1, methodcaller("unrecognisable", m, "1")) for m in MODELS],
+        rule="the z-score rule as above; rare: below 10 %",
+    ),
+    Claim(
+        "unrecognisable-keep-the-label-second",
+        "Observation 1.2",
+        "The true class of every unrecognisable image is among the two most probable ones.",
+        [Contrast(f"{m} 1", methodcaller("label_in_top_two", m, "1"), 0.99) for m in MODELS],
+        rule="every: more than 99 %",
+    ),
+    Claim(
+        "cifar-needs-less-fgsm",
+        "Observation 2",
+        "FGSM with ε = 0.025 on FP ResNet-20 leaves less than FGSM with ε = 0.1 on FP Mnist A.",
+        [Contrast("FP", methodcaller("small_fgsm", "mnist_a"), methodcaller("small_fgsm", "resnet20"))],
+    ),
+    Claim(
+        "cifar-needs-less-distance",
+        "Observation 2",
+        "Attacks that choose how far they go (JSMA, CW, Boundary) go less far (L2) on CIFAR-10 than on MNIST.",
+        [
+            Contrast(f"{a} {b}", distance("mnist_a", b, a), distance("resnet20", b, a))
+            for a in ("jsma", "cw", "boundary")
+            for b in STUDY_BITS
+        ],
+    ),
+    Claim(
+        "cw-better-on-cifar",
+        "Observation 2",
+        "CW with the same hyper-parameters breaks more images of ResNet-20 than of Mnist A.",
+        mnist_against_cifar("cw"),
+    ),
+    Claim(
+        "fgsm-weaker-when-quantised",
+        "Observation 3",
+        "Quantised networks keep a higher adversarial accuracy than FP under FGSM.",
+        against_fp("fgsm"),
+    ),
+    Claim(
+        "uap-weaker-when-quantised",
+        "Observation 3",
+        "Quantised networks keep a higher adversarial accuracy than FP under UAP.",
+        against_fp("uap"),
+    ),
+    Claim(
+        "masking-explains-fgsm",
+        "Observation 3",
+        "The advantage under FGSM is gradient masking: against the strongest attack at the same ε less of it is left.",
+        [
+            Contrast(
+                f"{m} {b}",
+                gap(adversarial_accuracy(m, b, "fgsm"), adversarial_accuracy(m, "FP", "fgsm")),
+                gap(methodcaller("strongest", m, b, "fgsm"), methodcaller("strongest", m, "FP", "fgsm")),
+            )
+            for m in MODELS
+            for b in WIDTHS
+        ],
+        rule="strongest: broken by any of FGSM, PGD on either loss, Square",
+    ),
+    Claim(
+        "cw-farther-at-low-widths",
+        "Observation 3",
+        "CW has to go farther (L2) at 1, 2 and 4 bits than at FP.",
+        farther_than_fp("cw", LOW),
+    ),
+    Claim(
+        "cw-mnist-more-robust",
+        "Observation 3",
+        "Quantised Mnist A keeps a higher adversarial accuracy than FP under CW.",
+        against_fp("cw", ("mnist_a",)),
+    ),
+    Claim(
+        "cw-breaks-cifar",
+        "Observation 3",
+        "CW breaks nearly every image of ResNet-20 at every width.",
+        [Contrast(f"resnet20 {b}", 0.1, adversarial_accuracy("resnet20", b, "cw")) for b in STUDY_BITS],
+        rule="nearly every: adversarial accuracy below 0.1",
+    ),
+    Claim(
+        "jsma-weaker-when-quantised",
+        "Observation 4",
+        "Quantised networks keep a higher adversarial accuracy than FP under JSMA.",
+        against_fp("jsma"),
+    ),
+    Claim(
+        "jsma-changes-more-when-quantised",
+        "Observation 4, Table 7",
+        "JSMA has to change more input values (L0) in quantised networks than in the FP network, on average.",
+        farther_than_fp("jsma", WIDTHS, "l0"),
+        needs="mean",
+    ),
+    Claim(
+        "mnist-more-robust",
+        "Summary 1",
+        "Mnist A is more robust than ResNet-20 under FGSM, UAP, CW and JSMA.",
+        [_named(attack, mnist_against_cifar(attack)) for attack in ("fgsm", "uap", "cw", "jsma")],
+        rule="per attack, mean over the seven widths",
+    ),
+    Claim(
+        "quantisation-resists",
+        "Summary 2",
+        "Quantisation resists gradient-based and gradient-free attacks alike: higher adversarial accuracy under FGSM,"
+        " UAP, JSMA and CW.",
+        [
+            _named(f"{model} {attack}", against_fp(attack, (model,)))
+            for model in MODELS
+            for attack in ("fgsm", "uap", "jsma", "cw")
+        ],
+        rule="per model and attack, mean over the six widths",
+    ),
+    Claim(
+        "boundary-farther-on-average",
+        "Summary 2",
+        "Quantisation makes Boundary's images more distorted (L2), on average over the widths.",
+        [
+            _named(model, [c for c in farther_than_fp("boundary", WIDTHS) if c.name.startswith(model)])
+            for model in MODELS
+        ],
+    ),
+    Claim(
+        "transfer-is-poor",
+        "AST 2024, claim 1",
+        "Adversarial examples lose most of their effect on networks of another width.",
+        [
+            Contrast(f"{m} {a}", 0.5, methodcaller("transfer_rate", m, a, own=False))
+            for m in MODELS
+            for a in ("fgsm", "jsma", "cw", "boundary")
+        ],
+        needs="most",
+        rule="most: mean transfer rate to the other six widths below 0.5, for most models and attacks",
+    ),
+    Claim(
+        "uap-transfers-best",
+        "AST 2024, claim 1",
+        "UAP transfers between widths better than the other attacks.",
+        [
+            Contrast(
+                f"{m} {a}",
+                methodcaller("transfer_rate", m, "uap", own=False),
+                methodcaller("transfer_rate", m, a, own=False),
+            )
+            for m in MODELS
+            for a in ("fgsm", "jsma", "cw", "boundary")
+        ],
+    ),
+    Claim(
+        "strong-at-home-weak-abroad",
+        "AST 2024, claim 2",
+        "Boundary and CW break their source but not networks of another width.",
+        [
+            Contrast(
+                f"{m} {a}",
+                gap(methodcaller("transfer_rate", m, a, own=True), methodcaller("transfer_rate", m, a, own=False)),
+                0.5,
+            )
+            for m in MODELS
+            for a in ("cw", "boundary")
+        ],
+        rule="the transfer rate falls by more than 0.5 from the source itself to the other widths",
+    ),
+    Claim(
+        "own-widths-predict-others",
+        "AST 2024, claim 3",
+        "The mean transferability among a source's own widths predicts that to other capacities and architectures.",
+        [
+            Contrast(
+                f"{m} → {kind}{', within attacks' * within}",
+                methodcaller("transfer_correlation", m, kind, within=within),
+                0.5,
+            )
+            for m, kinds in (("mnist_a", ("capacity", "architecture")), ("resnet20", ("capacity",)))
+            for kind in kinds
+            for within in (False, True)
+        ],
+        rule="predicts: rank correlation above 0.5 over sources (width × attack), also with ranks taken within attacks",
+    ),
+)
+
+
+def judge(claim: Claim, source: Source) -> Judgement:
+    """A claim's verdict by one source; contrasts without runs are listed and not judged."""
+    findings, absent = [], []
+    for contrast in claim.contrasts:
+        try:
+            estimate = contrast.estimate(source)
+        except AbsentError as reason:
+            absent.append(f"{contrast.name}: {reason}")
+            continue
+        findings.append(Finding(contrast.name, estimate, _sign(estimate)))
+    if not findings:
+        return Judgement(claim, OPEN, [], absent)
+    if claim.needs == "mean":
+        verdict = OPEN if absent else _sign(average([finding.estimate for finding in findings]))
+    else:
+        verdict = _together([finding.verdict for finding in findings], claim.needs, len(claim.contrasts))
+    return Judgement(claim, verdict, findings, absent)
+
+
+def _sign(estimate: Estimate) -> str:
+    """Whether an effect is above zero beyond its interval and beyond the spread between training seeds."""
+    low, high = estimate.interval
+    if np.isnan(low):
+        low = high = estimate.value
+    beyond = abs(estimate.value) > estimate.spread
+    if low > 0 and beyond:
+        return HOLDS
+    return FAILS if high < 0 and beyond else OPEN
+
+
+def _together(verdicts: Sequence[str], needs: str, wanted: int) -> str:
+    right, wrong = verdicts.count(HOLDS), verdicts.count(FAILS)
+    if needs == "all":
+        return FAILS if wrong else HOLDS if right == wanted else OPEN
+    return HOLDS if right > wanted / 2 else FAILS if wrong >= wanted / 2 else OPEN
+
+
+def judgements(source: Source) -> list[Judgement]:
+    return [judge(claim, source) for claim in CLAIMS]
+
+
+def verdict_table(paper: Sequence[Judgement], ours: Sequence[Judgement]) -> pd.DataFrame:
+    """One row per claim: verdict, effect and interval by both sources, and what is missing."""
+    rows = []
+    for theirs, mine in zip(paper, ours, strict=True):
+        row: dict[str, object] = {"claim": mine.claim.key, "where": mine.claim.where, "statement": mine.claim.text}
+        for name, judged in (("paper", theirs), ("ours", mine)):
+            effect = judged.effect
+            low, high = effect.interval if effect else (float("nan"), float("nan"))
+            row |= {
+                f"{name}_verdict": judged.verdict,
+                f"{name}_effect": effect.value if effect else float("nan"),
+                f"{name}_low": low,
+                f"{name}_high": high,
+                f"{name}_contrasts": len(judged.findings),
+                f"{name}_holding": sum(f.verdict == HOLDS for f in judged.findings),
+                f"{name}_against": sum(f.verdict == FAILS for f in judged.findings),
+            }
+        row |= {"contrasts": len(mine.claim.contrasts), "needs": mine.claim.needs, "rule": mine.claim.rule}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def contrast_table(judged: Sequence[Judgement]) -> pd.DataFrame:
+    """One row per contrast."""
+    rows = []
+    for judgement in judged:
+        for finding in judgement.findings:
+            low, high = finding.estimate.interval
+            rows.append(
+                {
+                    "claim": judgement.claim.key,
+                    "contrast": finding.name,
+                    "effect": finding.estimate.value,
+                    "low": low,
+                    "high": high,
+                    "spread_between_training_seeds": finding.estimate.spread,
+                    "n": finding.estimate.n,
+                    "training_seeds": finding.estimate.seeds,
+                    "verdict": finding.verdict,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis.claims", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="exported study (default: %(default)s)")
+    parser.add_argument("--claim", help="show every contrast of one claim")
+    chosen = parser.parse_args(arguments)
+    try:
+        study = load(chosen.runs)
+    except LookupError as error:
+        print(f"error: {error.args[0]}", file=sys.stderr)
+        return 1
+    paper, ours = judgements(Paper(published.table6())), judgements(Ours(study))
+    console = Console()
+    if chosen.claim:
+        table = contrast_table([j for j in ours if j.claim.key == chosen.claim])
+        if table.empty:
+            print(f"error: no claim {chosen.claim}, or no runs for it", file=sys.stderr)
+            return 1
+        console.print(table.drop(columns="claim").to_string(index=False, float_format="%.3f"), highlight=False)
+        return 0
+    grid = Table("claim", "where", "paper's table", "our runs", "effect (95 %)", "contrasts for/against/of")
+    for theirs, mine in zip(paper, ours, strict=True):
+        effect = mine.effect
+        shown = "no runs" if effect is None else "{:+.3f} ({:+.3f} … {:+.3f})".format(effect.value, *effect.interval)
+        counted = [sum(f.verdict == v for f in mine.findings) for v in (HOLDS, FAILS)]
+        grid.add_row(
+            mine.claim.text,
+            mine.claim.where,
+            theirs.verdict if theirs.findings else "–",
+            mine.verdict if mine.findings else "–",
+            shown,
+            f"{counted[0]}/{counted[1]}/{len(mine.claim.contrasts)}",
+        )
+    console.print(grid)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,358 @@
+"""The study's figures: the papers' Figures 3 to 7, and what is easier to see than to read in a table."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis import published
+from analysis.cells import ATTACKS, STUDY_BITS
+from analysis.grid import MODELS, select, sweeps
+from analysis.quantities import AbsentError, Ours, Paper, Source
+from analysis.statistics import Estimate
+from analysis.study import Study
+from analysis.tables import TITLES
+
+OURS, PAPER, STRONG = "#1f5a96", "#c0504d", "#7a7a7a"
+ATTACK_TITLES = {"fgsm": "FGSM", "jsma": "JSMA", "uap": "UAP", "cw": "CW", "boundary": "Boundary"}
+_STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "qnn",
+    "svg.fonttype": "none",
+}
+_AT = {"mnist_a": 100, "resnet20": 50}  # iterations of the paper's Figures 4 and 6
+_SHOWN = {"mnist_a": [0, 1, 2, 3, 5, 8, 15, 50, 200, 1000], "resnet20": [0, 1, 2, 3, 5, 8, 12, 50, 200, 1000]}
+
+Drawing = tuple[str, str, Figure]
+"""(file name without ending, caption, figure)"""
+
+
+def write(drawings: Sequence[Drawing], folder: Path, note: str) -> list[tuple[str, str]]:
+    """Write each as PNG and SVG with `note` in its metadata; returns (name, caption) of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(_STYLE):
+        for name, _, figure in drawings:
+            figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Description": note, "Software": None})
+            figure.savefig(folder / f"{name}.svg", metadata={"Description": note, "Date": None})
+    return [(name, caption) for name, caption, _ in drawings]
+
+
+def all_figures(study: Study) -> list[Drawing]:
+    """Every figure there are runs for."""
+    ours = Ours(study)
+    with mpl.rc_context(_STYLE):
+        return [
+            drawing
+            for model in MODELS
+            for draw in (
+                _against_bits,
+                _masking,
+                _progress,
+                _pairs,
+                _long_runs,
+                _unrecognisable,
+                _small_steps,
+                _transfer,
+            )
+            for drawing in draw(study, ours, model)
+        ]
+
+
+def _against_bits(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
+    """Adversarial accuracy and L2 against bit width, the paper's points beside ours."""
+    paper = Paper(published.table6())
+    figure = Figure(figsize=(11, 4.6))
+    axes = figure.subplots(2, len(ATTACKS), sharex=True, sharey="row")
+    drawn = False
+    for column, attack in enumerate(ATTACKS):
+        for row, name in enumerate(("adversarial accuracy", "L2 of successful images")):
+            axis = axes[row, column]
+            quantity = functools.partial(_accuracy if row == 0 else _l2, model=model, attack=attack)
+            drawn |= _points(axis, functools.partial(quantity, ours), OURS, "ours (95 %)")
+            _points(axis, functools.partial(quantity, paper), PAPER, "paper", marker="x", line=False)
+            if row == 0 and attack in ("fgsm", "uap"):
+                strongest = functools.partial(_strongest, ours, model=model, attack=attack)
+                _points(axis, strongest, STRONG, "strongest at the same ε", "s")
+            axis.set_xticks(range(len(STUDY_BITS)), STUDY_BITS)
+            if row == 0:
+                axis.set_title(ATTACK_TITLES[attack])
+                axis.set_ylim(-0.03, 1.03)
+            if column == 0:
+                axis.set_ylabel(name)
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    figure.supxlabel("bits of weights and activations")
+    if drawn:
+        yield (
+            f"bits-{model}",
+            f"{TITLES[model]}: adversarial accuracy and mean L2 of successful images against bit width, with 95 %"
+            " bootstrap intervals over images and training seeds; crosses: the paper's Table 6; grey: what the"
+            " strongest of FGSM, PGD and Square leaves at the same ε.",
+            figure,
+        )
+
+
+def _accuracy(source: Source, bits: str, *, model: str, attack: str) -> Estimate:
+    return source.adversarial_accuracy(model, bits, attack)
+
+
+def _l2(source: Source, bits: str, *, model: str, attack: str) -> Estimate:
+    return source.distance(model, bits, attack, "l2")
+
+
+def _strongest(source: Source, bits: str, *, model: str, attack: str) -> Estimate:
+    return source.strongest(model, bits, attack)
+
+
+def _points(
+    axis: Axes, of: Callable[[str], Estimate], colour: str, label: str, marker: str = "o", line: bool = True
+) -> bool:
+    """One point with interval per width; whether there was any."""
+    found = {}
+    for place, bits in enumerate(STUDY_BITS):
+        try:
+            found[place] = of(bits)
+        except AbsentError:
+            continue
+    if not found:
+        return False
+    values = np.array([estimate.value for estimate in found.values()])
+    intervals = np.array([estimate.interval for estimate in found.values()])
+    places = list(found)
+    if line:
+        axis.errorbar(
+            places, values, yerr=np.abs(intervals.T - values), fmt=f"{marker}-", color=colour, ms=3, lw=1, label=label
+        )
+    else:
+        axis.plot(places, values, marker, color=colour, ms=5, label=label)
+    return True
+
+
+def _masking(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
+    """What single-step, iterated and gradient-free attacks leave at the same ε."""
+    figure = Figure(figsize=(9, 2.8))
+    axes = figure.subplots(1, 2, sharey=True)
+    drawn = False
+    for axis, attack in zip(axes, ("fgsm", "uap"), strict=True):
+        means = {}
+        for bits in STUDY_BITS:
+            try:
+                kept = ours.kept_by_attack(model, bits, attack)
+            except AbsentError:
+                continue
+            if kept.shape[1] > 1:
+                means[bits] = pd.concat([kept.mean(), pd.Series({"any of them": kept.all(axis=1).mean()})])
+        if not means:
+            continue
+        drawn = True
+        table = pd.DataFrame(means).T.rename(columns=ATTACK_TITLES)
+        table.plot.bar(ax=axis, width=0.8, rot=0, colormap="viridis", legend=axis is axes[0])
+        eps = published.hyperparameters(model, attack)["eps"]
+        axis.set_title(f"within the ε = {eps:g} of {ATTACK_TITLES[attack]}")
+        axis.set_xlabel("bits")
+    if drawn:
+        axes[0].set_ylabel("adversarial accuracy")
+        axes[0].set_ylim(0, 1)
+        axes[0].legend(frameon=False, fontsize=7)
+        yield (
+            f"masking-{model}",
+            f"{TITLES[model]}: adversarial accuracy under attacks with the same ε, attack seed 0. Where the single"
+            " step leaves much and PGD or Square little, the gradient was masked, not the network robust.",
+            figure,
+        )
+
+
+def _progress(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
+    """Figure 3: Boundary over its iterations, in pictures and as distance."""
+    runs = _long_boundary(study, model)
+    if runs.empty:
+        return
+    for bits in ("FP", "1"):
+        chosen = runs[runs["params.bits"] == bits]
+        pictures = study.pictures.get(f"{_key(chosen)}.snapshots")
+        if pictures is not None:
+            shown = [i for i in _SHOWN[model] if i in _iterations(study, chosen)]
+            places = [_iterations(study, chosen).index(i) for i in shown]
+            clean = study.pictures[f"{_key(chosen)}.clean"]
+            rows = [[*pictures[places, k], clean[k]] for k in range(5)]
+            yield (
+                f"figure3-{model}-{bits}",
+                f"Figure 3, {TITLES[model]} {_bits(bits)}: Boundary's image after the iterations on top.",
+                _pictures(rows, column_titles=[*map(str, shown), "clean"]),
+            )
+    figure = Figure(figsize=(5, 3))
+    axis = figure.subplots()
+    for place, bits in enumerate(STUDY_BITS):
+        mine = runs.loc[runs["params.bits"] == bits, "fingerprint"]
+        curve = study.progress[study.progress["fingerprint"].isin(mine)]
+        if len(curve):
+            colour = mpl.colormaps["viridis"](place / len(STUDY_BITS))
+            axis.plot(curve["iteration"] + 1, curve["l2"], "o-", ms=2, lw=1, label=bits, color=colour)
+    axis.set_xscale("log")
+    axis.set_xlabel("iterations + 1")
+    axis.set_ylabel("mean L2")
+    axis.axvline(published.hyperparameters(model, "boundary")["max_iter"] + 1, color="grey", lw=0.8, ls=":")
+    axis.legend(title="bits", frameon=False, fontsize=7)
+    yield (
+        f"figure3-{model}-distance",
+        f"{TITLES[model]}: mean L2 of Boundary's images over its iterations,"
+        f" n = {int(runs['metrics.n'].min())} per width; dotted: where the paper stops.",
+        figure,
+    )
+
+
+def _pairs(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
+    """Figure 4: Boundary on FP and 1 bit after the same number of iterations."""
+    rows = {_bits(bits): _snapshot(study, model, bits, _AT[model]) for bits in ("FP", "1")}
+    found = {title: images[:5] for title, images in rows.items() if images is not None}
+    if len(found) == 2:
+        yield (
+            f"figure4-{model}",
+            f"Figure 4, {TITLES[model]}: Boundary after {_AT[model]} iterations on the FP (top) and the 1-bit network.",
+            _pictures(list(found.values()), row_titles=list(found)),
+        )
+
+
+def _long_runs(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
+    """Figure 5: 1 bit after 1,000 iterations, FP after 200."""
+    rows = {
+        f"{_bits(bits)}, {count:,}": _snapshot(study, model, bits, count) for bits, count in (("1", 1000), ("FP", 200))
+    }
+    found = {title: images for title, images in rows.items() if images is not None}
+    if len(found) == 2:
+        yield (
+            f"figure5-{model}",
+            f"Figure 5, {TITLES[model]}: Boundary after 1,000 iterations at 1 bit (top) and after 200 at FP.",
+            _pictures(list(found.values()), row_titles=list(found)),
+        )
+
+
+def _unrecognisable(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
+    """Figure 6: the Boundary images farthest from their originals."""
+    runs = select(study, sweeps(model)["figure6"])
+    rows = {}
+    for bits in ("FP", "1"):
+        key = _key(runs[runs["params.bits"] == bits]) if len(runs) else ""
+        if f"{key}.farthest" in study.pictures:
+            share = ours.unrecognisable(model, bits)
+            n = share.n
+            rows[f"{_bits(bits)}: {share.value * n:.0f} of {n:,}"] = study.pictures[f"{key}.farthest"]
+    if rows:
+        yield (
+            f"figure6-{model}",
+            f"Figure 6, {TITLES[model]}: the Boundary images with the largest L2 among 3,000, and how many have a"
+            " z-score of at least 1 (unrecognisable by that rule).",
+            _pictures(list(rows.values()), row_titles=list(rows)),
+        )
+
+
+def _small_steps(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
+    """Figure 7: FGSM with a barely visible ε on the FP network."""
+    runs = select(study, sweeps(model)["figure7"])
+    if runs.empty or f"{_key(runs)}.adversarial" not in study.pictures:
+        return
+    left = ours.small_fgsm(model)
+    low, high = left.interval
+    yield (
+        f"figure7-{model}",
+        f"Figure 7, {TITLES[model]} FP: FGSM with ε = {float(runs['params.attack.eps'].iloc[0]):g}; adversarial"
+        f" accuracy {left.value:.3f} ({low:.3f} … {high:.3f}, n = {left.n:,}), in the paper"
+        f" {published.SMALL_EPS_FGSM[model]:.3f}.",
+        _pictures([study.pictures[f"{_key(runs)}.adversarial"]]),
+    )
+
+
+def _transfer(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
+    """Heat maps of the transfer rate, source by target."""
+    for name, sweep in sweeps(model).items():
+        runs = select(study, sweep) if sweep.pipeline == "transfer" else pd.DataFrame()
+        if runs.empty:
+            continue
+        rows = study.transfers.merge(runs[["fingerprint", "params.bits", "params.attack"]], on="fingerprint")
+        for target, part in rows.groupby("target_model"):
+            attacks = [attack for attack in ATTACKS if attack in set(part["params.attack"])]
+            figure = Figure(figsize=(2.6 * len(attacks) + 0.6, 2.9))
+            axes = np.atleast_1d(figure.subplots(1, len(attacks)))
+            for axis, attack in zip(axes, attacks, strict=True):
+                matrix = part[part["params.attack"] == attack].pivot_table(
+                    index="params.bits", columns="target_bits", values="transfer_rate"
+                )
+                _heat_map(axis, matrix)
+                axis.set_title(ATTACK_TITLES[attack])
+            axes[0].set_ylabel(f"source: {TITLES[model]}, bits")
+            figure.supxlabel(f"target: {TITLES.get(str(target), str(target))}, bits", fontsize=9)
+            yield (
+                f"{name.replace('_', '-')}-{model}-{target}",
+                f"Transfer rate from {TITLES[model]} to {TITLES.get(str(target), str(target))}: share of images, clean"
+                f" ones classified correctly by both, that the target gets wrong; n = {int(part['n'].min()):,} to"
+                f" {int(part['n'].max()):,} per square.",
+                figure,
+            )
+
+
+def _heat_map(axis: Axes, matrix: pd.DataFrame) -> None:
+    matrix = matrix.reindex(index=list(STUDY_BITS), columns=list(STUDY_BITS))
+    axis.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
+    for (row, column), rate in np.ndenumerate(matrix.to_numpy(dtype=float)):
+        if np.isfinite(rate):
+            shade = "white" if rate > 0.6 else "black"
+            axis.text(column, row, f"{rate:.2f}", ha="center", va="center", fontsize=6, color=shade)
+    axis.set_xticks(range(len(STUDY_BITS)), STUDY_BITS)
+    axis.set_yticks(range(len(STUDY_BITS)), STUDY_BITS)
+    axis.tick_params(length=0)
+
+
+def _long_boundary(study: Study, model: str) -> pd.DataFrame:
+    return select(study, sweeps(model)["stronger_boundary"])
+
+
+def _snapshot(study: Study, model: str, bits: str, iteration: int) -> np.ndarray | None:
+    runs = _long_boundary(study, model)
+    runs = runs[runs["params.bits"] == bits] if len(runs) else runs
+    iterations = _iterations(study, runs)
+    if iteration not in iterations:
+        return None
+    return study.pictures[f"{_key(runs)}.snapshots"][iterations.index(iteration)]
+
+
+def _iterations(study: Study, runs: pd.DataFrame) -> list[int]:
+    return study.pictures.get(f"{_key(runs)}.iterations", np.array([], dtype=int)).tolist()
+
+
+def _key(runs: pd.DataFrame) -> str:
+    return str(runs["fingerprint"].iloc[0]) if len(runs) else ""
+
+
+def _bits(bits: str) -> str:
+    return bits if bits == "FP" else f"{bits} bit"
+
+
+def _pictures(
+    rows: Sequence[Iterable[np.ndarray]], row_titles: Sequence[str] = (), column_titles: Sequence[str] = ()
+) -> Figure:
+    """Images (c, h, w), uint8, in rows."""
+    drawn = [list(images) for images in rows]
+    columns = max(map(len, drawn))
+    figure = Figure(figsize=(0.85 * columns + 0.9 * bool(row_titles), 0.85 * len(drawn) + 0.25))
+    axes = figure.subplots(len(drawn), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, images in enumerate(drawn):
+        for column, image in enumerate(images):
+            axes[row, column].imshow(np.moveaxis(image, 0, -1).squeeze(), cmap="gray", vmin=0, vmax=255)
+        if row_titles:
+            axes[row, 0].text(-0.15, 0.5, row_titles[row], transform=axes[row, 0].transAxes, ha="right", va="center")
+    for column, title in enumerate(column_titles):
+        axes[0, column].set_title(title, fontsize=7)
+    return figure

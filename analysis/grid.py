@@ -1,0 +1,240 @@
+"""The study as data: which runs its tables, figures and verdicts rest on, and the sweeps that make them.
+
+A sweep has the name of its file in ``conf/experiment``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from analysis import published
+from analysis.cells import ATTACKS, STUDY_BITS, is_as_published
+from analysis.study import Study
+
+MODELS = ("mnist_a", "resnet20")
+SEEDS = ("0", "1", "2")
+_WIDER = {"mnist_a": ("mnist_b", "mnist_c"), "resnet20": ("resnet32",)}
+_OTHER = {"mnist_a": ("lenet5_a",)}
+_CONTROLS = {"mnist_a": ("clip_only",), "resnet20": ("dorefa", "clip_only")}  # Mnist A has one topology
+_SMALL_EPS = {"mnist_a": "0.1", "resnet20": "0.025"}
+_PLAIN = {"quantizer": "dorefa", "model.net.topology": "auto"}
+_FIRST = {**_PLAIN, "training.seed": "0"}
+_PGD = {"attack": "pgd", "attack.max_iter": "100", "attack.num_random_init": "5"}
+_TARGETS = {"targets.seed": "0", "targets.bits": " ".join(STUDY_BITS)}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs one experiment file makes of one model.
+
+    Attributes:
+        axes: parameter -> values; a run is wanted for each combination.
+        where: parameter -> the value it has in all of them.
+        as_published: attacks with the hyper-parameters of the seed paper's Table 5.
+        images: how many the experiment file attacks.
+        least: how many a run must have been asked to attack to count.
+        pipeline: ``train``, ``attack`` or ``transfer``.
+    """
+
+    name: str
+    model: str
+    purpose: str
+    axes: Mapping[str, tuple[str, ...]]
+    where: Mapping[str, str] = field(default_factory=dict)
+    as_published: bool = False
+    images: int = 1000
+    least: int = 200
+    pipeline: str = "attack"
+
+
+def sweeps(model: str) -> dict[str, Sweep]:
+    """All sweeps of a model of the seed paper, by name."""
+    bits = {"bits": STUDY_BITS}
+    budgets = tuple(f"{published.hyperparameters(model, attack)['eps']:g}" for attack in ("fgsm", "uap"))
+    grid = {**bits, "attack": ATTACKS}
+    listed = [
+        Sweep("table3", model, "Tables 2 and 3", {**bits, "training.seed": SEEDS}, _PLAIN, pipeline="train"),
+        Sweep("table6", model, "Table 6, verdicts", {**grid, "seed": SEEDS}, _FIRST, True),
+        Sweep(
+            "training_seeds",
+            model,
+            "spread between trainings",
+            {**grid, "training.seed": SEEDS[1:]},
+            {**_PLAIN, "seed": "0"},
+            True,
+            least=1000,
+        ),
+        Sweep("table7", model, "Table 7", {**bits, "seed": SEEDS}, {**_FIRST, "attack": "jsma"}, True, 2000, 2000),
+        Sweep(
+            "stronger_pgd",
+            model,
+            "stronger attacks",
+            {**bits, "attack.eps": budgets, "attack.loss": ("cross_entropy", "margin")},
+            {**_FIRST, **_PGD, "seed": "0"},
+        ),
+        Sweep(
+            "stronger_square",
+            model,
+            "stronger attacks",
+            {**bits, "attack.eps": budgets},
+            {**_FIRST, "attack": "square", "attack.max_iter": "1000", "seed": "0"},
+        ),
+        Sweep(
+            "stronger_cw",
+            model,
+            "stronger attacks",
+            bits,
+            {**_FIRST, "attack": "cw", "variant": "adam", "attack.confidence": "0", "seed": "0"},
+        ),
+        Sweep(
+            "stronger_boundary",
+            model,
+            "stronger attacks; Figures 3, 4 and 5",
+            bits,
+            {**_FIRST, "attack": "boundary", "variant": "closest", "attack.max_iter": "1000", "seed": "0"},
+            images=100,
+            least=1,
+        ),
+        Sweep(
+            "figure6",
+            model,
+            "Figure 6",
+            {"bits": ("FP", "1")},
+            {**_FIRST, "attack": "boundary", "seed": "0"},
+            True,
+            3000,
+            3000,
+        ),
+        Sweep(
+            "figure7",
+            model,
+            "Figure 7",
+            {"seed": SEEDS},
+            {**_FIRST, "bits": "FP", "attack": "fgsm", "attack.eps": _SMALL_EPS[model]},
+            least=1000,
+        ),
+        Sweep(
+            "controls",
+            model,
+            "bit width with the topology held fixed",
+            {"quantizer": _CONTROLS[model], "attack": ATTACKS},
+            {"bits": "FP", "model.net.topology": "quantized", "training.seed": "0", "seed": "0"},
+            True,
+        ),
+    ]
+    transfers = {
+        "transfer_bits": (model,),
+        "transfer_capacity": _WIDER.get(model, ()),
+        "transfer_architecture": _OTHER.get(model, ()),
+    }
+    listed += [
+        Sweep(
+            name,
+            model,
+            "transfer",
+            {**grid, "targets.model": targets},
+            {**_FIRST, **_TARGETS, "apply": "examples"},
+            True,
+            1100,
+            1,
+            pipeline="transfer",
+        )
+        for name, targets in transfers.items()
+        if targets
+    ]
+    listed.append(
+        Sweep(
+            "transfer_perturbation",
+            model,
+            "UAP transferred as a perturbation",
+            bits,
+            {**_FIRST, **_TARGETS, "attack": "uap", "apply": "perturbation", "targets.model": model},
+            True,
+            1100,
+            1,
+            pipeline="transfer",
+        )
+    )
+    return {sweep.name: sweep for sweep in listed}
+
+
+def select(study: Study, sweep: Sweep) -> pd.DataFrame:
+    """The study's runs that belong to a sweep; of a cell attacked on several numbers of images, one number's.
+
+    Where a cell was attacked on the sweep's number of images and on others, the others are left out;
+    where only on more or fewer (but at least `sweep.least`), those on most.
+    """
+    runs = getattr(study, sweep.pipeline)
+    if runs.empty:
+        return runs
+    wanted = {**{name: (value,) for name, value in sweep.where.items()}, **sweep.axes, "model": (sweep.model,)}
+    wanted["data"] = (published.DATA_OF_MODEL[sweep.model],)
+    keep = pd.Series(True, index=runs.index)
+    for name, values in wanted.items():
+        keep &= _texts(runs, name).isin({_plain(value) for value in values})
+    runs = runs[keep]
+    if sweep.pipeline == "train" or runs.empty:
+        return runs
+    if sweep.as_published:
+        plain = {f"params.{name}": value for name, value in _PLAIN.items()}  # what controls change is in `where`
+        runs = runs[[is_as_published({**row, **plain}) for row in runs.to_dict("records")]]
+    return _of_one_size(runs[runs["params.n_requested"].astype(int) >= sweep.least], sweep)
+
+
+def missing(study: Study, sweep: Sweep) -> list[dict[str, str]]:
+    """The combinations of axes without a run."""
+    runs = select(study, sweep)
+    have = set(zip(*(_texts(runs, name) for name in sweep.axes), strict=True)) if len(runs) else set()
+    combinations = itertools.product(*sweep.axes.values())
+    return [
+        dict(zip(sweep.axes, values, strict=True)) for values in combinations if tuple(map(_plain, values)) not in have
+    ]
+
+
+def commands(study: Study) -> list[str]:
+    """What to launch for everything that is missing: one line per sweep, its missing values listed."""
+    lines = []
+    for model in MODELS:
+        for sweep in sweeps(model).values():
+            absent = missing(study, sweep)
+            if absent:
+                total = len(list(itertools.product(*sweep.axes.values())))
+                axes = [f"{name}={','.join(dict.fromkeys(cell[name] for cell in absent))}" for name in _named(sweep)]
+                launch = f"python -m pipelines.{sweep.pipeline} -m experiment={sweep.name} model={model}"
+                lines.append(f"{' '.join([launch, *axes])}  # {len(absent)} of {total} cells: {sweep.purpose}")
+    return lines
+
+
+def _named(sweep: Sweep) -> list[str]:
+    """The axes to give on the command line; the hyper-parameters that its file sweeps stay as they are there."""
+    return [name for name in sweep.axes if not name.startswith("attack.")]
+
+
+def _of_one_size(runs: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
+    sizes = runs["params.n_requested"].astype(int)
+    rank = sizes.where(sizes != sweep.images, 10**9)
+    cells = [_texts(runs, name) for name in ("model", *sweep.axes) if name != "seed"]
+    return runs[rank == rank.groupby(cells).transform("max")]
+
+
+def _texts(runs: pd.DataFrame, name: str) -> pd.Series:
+    column = f"params.{name}"
+    return runs[column].map(_plain) if column in runs else pd.Series("", index=runs.index)
+
+
+def _plain(value: object) -> str:
+    """Numbers in one spelling.
+
+    >>> _plain("1.0"), _plain("0.250"), _plain("FP"), _plain(None)
+    ('1', '0.25', 'FP', '')
+    """
+    if not isinstance(value, str):
+        return ""
+    try:
+        return f"{float(value):g}"
+    except ValueError:
+        return value

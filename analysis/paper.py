@@ -1,0 +1,145 @@
+"""Everything the papers show, from the tracked runs: ``python -m analysis.paper`` (or ``make paper``).
+
+Reads the runs in results/runs (written by `analysis.study`), and writes tables, figures, verdicts and the
+report; what lacks runs is left out and listed with the sweeps that would make it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import claims, comparisons, figures, published, report, tables
+from analysis.cells import cell_table
+from analysis.grid import MODELS, commands, select, sweeps
+from analysis.quantities import Ours, Paper
+from analysis.report import Picture, Section
+from analysis.study import Study, load
+from analysis.tables import PaperTable
+
+TITLE = "Robustness of quantised networks: what reproduces"
+
+
+def make(study: Study, out: Path, command: str) -> list[str]:
+    """Write everything; returns the launches that are missing."""
+    note = provenance_note(study, command)
+    ours, paper = Ours(study), Paper(published.table6())
+    made = _tables(study, ours)
+    for table in made.values():
+        tables.write(table, out / "tables", note)
+    _write_csv(comparisons.trainings(study), out / "tables" / "networks.csv", note)
+    _write_csv(_cells(study), out / "tables" / "cells.csv", note)
+    drawn = [Picture(*named) for named in figures.write(figures.all_figures(study), out / "figures", note)]
+    theirs, mine = (claims.judgements(source) for source in (paper, ours))
+    _write_csv(claims.verdict_table(theirs, mine), out / "claims.csv", note)
+    _write_csv(claims.contrast_table(mine), out / "contrasts.csv", note)
+    launches = commands(study)
+    sections = _sections(report.verdicts(theirs, mine), made, drawn, launches)
+    (out / "report.md").write_text(report.markdown(TITLE, sections, Path("figures"), note))
+    (out / "report.html").write_text(report.html(TITLE, sections, out / "figures", note))
+    return launches
+
+
+def provenance_note(study: Study, command: str) -> str:
+    """What made a file: command, runs, commits, machine, versions and dates."""
+    facts = tables.provenance(pd.concat([study.train, study.attack, study.transfer]))
+    commits = ", ".join(commit[:10] for commit in facts["commit"])
+    parts = [f"{facts['runs']} runs of {facts['first']} to {facts['last']}", f"commits {commits}"]
+    parts += ["; ".join(facts[name]) for name in ("hardware", "versions")]
+    return f"Made by `{command}` from " + "; ".join(parts) + "."
+
+
+def _tables(study: Study, ours: Ours) -> dict[str, PaperTable]:
+    direct, saliency = (
+        pd.concat([select(study, sweeps(model)[name]) for model in MODELS]) for name in ("table6", "table7")
+    )
+    made = [
+        tables.accuracies(study.train),
+        _sized(tables.direct_attacks(cell_table(direct), direct), direct),
+        _sized(tables.saliency_distances(cell_table(saliency), saliency), saliency),
+        comparisons.stronger_attacks(study, ours),
+        comparisons.given_up(study),
+        comparisons.agreement(ours),
+        comparisons.controls(study),
+    ]
+    return {table.name: table for table in made if table.sections}
+
+
+def _sized(table: PaperTable, runs: pd.DataFrame) -> PaperTable:
+    """Say in the caption on how many images the cells rest."""
+    if len(runs):
+        sizes = runs.groupby(["params.model", "params.attack"])["metrics.n"].min().astype(int)
+        usual = int(sizes.mode().iloc[0])
+        others = [f"{' '.join(map(str, key))} {n:,}" for key, n in zip(sizes.index, sizes, strict=True) if n != usual]
+        table.caption += f" n = {usual:,} images per attack seed" + (f" ({', '.join(others)})." if others else ".")
+    table.commands.clear()
+    return table
+
+
+def _cells(study: Study) -> pd.DataFrame:
+    chosen = [
+        select(study, sweep) for model in MODELS for sweep in sweeps(model).values() if sweep.pipeline == "attack"
+    ]
+    runs = pd.concat([runs for runs in chosen if len(runs)]) if any(len(runs) for runs in chosen) else study.attack
+    return cell_table(runs.drop_duplicates("fingerprint") if len(runs) else runs)
+
+
+def _sections(
+    verdicts: pd.DataFrame, made: dict[str, PaperTable], drawn: list[Picture], launches: list[str]
+) -> list[Section]:
+    def pictures(*starts: str) -> list[Picture]:
+        return [picture for picture in drawn if picture.name.startswith(starts)]
+
+    def listed(*names: str) -> list[PaperTable]:
+        return [made[name] for name in names if name in made]
+
+    sections = [
+        Section(
+            "Verdicts",
+            "Each statement of the papers, judged by the paper's own Table 6 and by our runs. A contrast counts for or"
+            " against only if its 95 % bootstrap interval leaves out zero and it is larger than the largest difference"
+            " between training seeds of its cells; what has no runs is open.",
+            [verdicts],
+        ),
+        Section("Accuracy and distance against bit width", parts=pictures("bits-")),
+        Section("Direct attacks", parts=listed("table6", "agreement")),
+        Section("Is the robustness real?", parts=[*pictures("masking-"), *listed("stronger-attacks", "given-up")]),
+        Section("Topology held fixed", parts=listed("controls")),
+        Section("JSMA's changes", parts=listed("table7")),
+        Section("Networks", parts=listed("table3")),
+        Section("The papers' figures", parts=pictures("figure")),
+        Section("Transfer", parts=pictures("transfer-")),
+        Section("What is missing", "Sweeps that would fill what is left out above.", code=launches),
+    ]
+    return [section for section in sections if section.parts or section.code]
+
+
+def _write_csv(table: pd.DataFrame, path: Path, note: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"# {note}\n{table.to_csv(index=False, float_format='%.6g')}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis.paper", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--runs", type=Path, default=Path("results/runs"), help="exported study (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder to write to (default: %(default)s)")
+    chosen = parser.parse_args(arguments)
+    started = time.perf_counter()
+    try:
+        study = load(chosen.runs)
+    except LookupError as error:
+        print(f"error: {error.args[0]}", file=sys.stderr)
+        return 1
+    launches = make(study, chosen.out, "python -m analysis.paper")
+    for line in launches:
+        print(f"missing: {line}")
+    print(f"written to {chosen.out.absolute()} in {time.perf_counter() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

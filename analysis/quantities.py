@@ -1,0 +1,298 @@
+"""The quantities claims speak of, from the paper's tables and from the tracked runs."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from analysis import published
+from analysis.cells import ATTACKS, STUDY_BITS
+from analysis.grid import select, sweeps
+from analysis.statistics import (
+    Estimate,
+    average,
+    constant,
+    mean_estimate,
+    rank_correlation,
+    rate_estimate,
+)
+from analysis.study import Study
+
+Z_SCORE = 1.0
+_LINF_ATTACKS = ("pgd", "square")
+
+
+class AbsentError(LookupError):
+    """A source does not have a quantity; says why."""
+
+
+class Source(Protocol):
+    """Where quantities come from; every method raises AbsentError for what it lacks."""
+
+    def adversarial_accuracy(self, model: str, bits: str, attack: str) -> Estimate: ...
+
+    def distance(self, model: str, bits: str, attack: str, name: str) -> Estimate:
+        """Mean over successful images of ``l2``, ``l0`` or ``linf``."""
+
+    def strongest(self, model: str, bits: str, attack: str) -> Estimate:
+        """Adversarial accuracy against the best of all attacks within the ε of FGSM or UAP, image by image."""
+
+    def boundary_after(self, model: str, bits: str, iterations: int, *, scale: float = 1.0) -> Estimate:
+        """Mean L2 of Boundary's images after that many iterations, times `scale`."""
+
+    def unrecognisable(self, model: str, bits: str) -> Estimate:
+        """Share of Boundary's images whose L2 has a z-score of at least 1 among all of them."""
+
+    def label_in_top_two(self, model: str, bits: str) -> Estimate:
+        """Share of the unrecognisable images whose label is among the two most probable classes."""
+
+    def small_fgsm(self, model: str) -> Estimate:
+        """FP adversarial accuracy under FGSM with the paper's barely visible ε (its Figure 7)."""
+
+    def transfer_rate(self, model: str, attack: str, *, own: bool) -> Estimate:
+        """Mean over sources of the transfer rate to the source itself (`own`), or to its other widths."""
+
+    def transfer_correlation(self, model: str, kind: str, *, within: bool = False) -> Estimate:
+        """Rank correlation over sources of the transfer to own quantised widths and to those of another model.
+
+        `kind`: ``capacity`` or ``architecture``; `within`: ranks within each attack, so that an attack
+        that transfers well everywhere does not make the correlation.
+        """
+
+
+class Paper:
+    """The seed paper's Table 6 and the figures of its text; rates are of 3 × 1,000 images."""
+
+    def __init__(self, table6: pd.DataFrame) -> None:
+        self._cells = table6.set_index(["model", "bits", "attack"])
+
+    def adversarial_accuracy(self, model: str, bits: str, attack: str) -> Estimate:
+        rate = self._value(model, bits, attack, "adversarial_accuracy")
+        return rate_estimate(rate, published.IMAGES, _generator(model, bits, attack))
+
+    def distance(self, model: str, bits: str, attack: str, name: str) -> Estimate:
+        if name not in self._cells:
+            raise AbsentError("the paper's text does not give it")
+        return Estimate(self._value(model, bits, attack, name), np.array([]), n=published.IMAGES)
+
+    def small_fgsm(self, model: str) -> Estimate:
+        return rate_estimate(published.SMALL_EPS_FGSM[model], published.IMAGES, _generator(model))
+
+    def unrecognisable(self, model: str, bits: str) -> Estimate:
+        share = published.UNRECOGNISABLE[model, bits] / published.IMAGES
+        return rate_estimate(share, published.IMAGES, _generator(model, bits))
+
+    def label_in_top_two(self, model: str, bits: str) -> Estimate:
+        return rate_estimate(1.0, published.UNRECOGNISABLE[model, bits], _generator(model, bits))
+
+    def _value(self, model: str, bits: str, attack: str, column: str) -> float:
+        return float(self._cells[column].to_dict()[model, bits, attack])
+
+    def _absent(self, *args: object, **kwargs: object) -> Estimate:
+        raise AbsentError("the paper's text does not give it")
+
+    strongest = boundary_after = transfer_rate = transfer_correlation = _absent
+
+
+T = TypeVar("T", bound=Callable)
+
+
+def _remembered(method: T) -> T:
+    """Compute each quantity once per source, so that it has the same replicates wherever it is used."""
+
+    @functools.wraps(method)
+    def remember(self: Ours, *args: object, **kwargs: object) -> Estimate:
+        key = (method.__name__, *args, *sorted(kwargs.items()))
+        if key not in self.known:
+            try:
+                self.known[key] = method(self, *args, **kwargs)
+            except AbsentError as reason:
+                self.known[key] = reason
+        found = self.known[key]
+        if isinstance(found, AbsentError):
+            raise found
+        return found
+
+    return remember  # type: ignore[return-value]
+
+
+class Ours:
+    """The tracked runs; averaged over the training seeds there are."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._images = _by_fingerprint(study.images)
+        self._progress = _by_fingerprint(study.progress)
+        self._transferred = _by_fingerprint(study.transferred)
+        self._sweeps = {model: sweeps(model) for model in published.DATA_OF_MODEL}
+        self._selected: dict[tuple[str, str], pd.DataFrame] = {}
+        self.known: dict[tuple, Estimate | AbsentError] = {}
+
+    @_remembered
+    def adversarial_accuracy(self, model: str, bits: str, attack: str) -> Estimate:
+        runs = self._direct(model, bits, attack)
+        kept = [[~part["evaded"].to_numpy() for part in parts] for parts in runs]
+        return mean_estimate(kept, _generator(model, bits, attack))
+
+    @_remembered
+    def distance(self, model: str, bits: str, attack: str, name: str = "l2") -> Estimate:
+        runs = self._direct(model, bits, attack)
+        values = [[part.loc[part["success"], name].to_numpy() for part in parts] for parts in runs]
+        return self._mean(values, model, bits, attack, name)
+
+    @_remembered
+    def strongest(self, model: str, bits: str, attack: str) -> Estimate:
+        kept = self.kept_by_attack(model, bits, attack)
+        if not any(str(name).startswith("pgd") for name in kept):
+            raise AbsentError(f"no PGD runs on {model} {bits}")
+        resisted = kept.all(axis=1).to_numpy()
+        return mean_estimate([[resisted]], _generator(model, bits, attack, "strongest"))
+
+    def kept_by_attack(self, model: str, bits: str, attack: str) -> pd.DataFrame:
+        """Whether each image keeps its label: rows images, columns the attack and the stronger ones at its ε.
+
+        Images of attack seed 0 on training seed 0 that all the attacks were run on.
+        """
+        runs = self._runs(model, "table6", bits, attack=attack, seed="0")
+        eps = str(published.hyperparameters(model, attack)["eps"])
+        stronger = pd.concat([self._runs(model, f"stronger_{name}", bits) for name in _LINF_ATTACKS])
+        if len(stronger):
+            stronger = stronger[stronger["params.attack.eps"].astype(float) == float(eps)]
+        columns = {}
+        for _, run in pd.concat([runs, stronger]).iterrows():
+            loss = run.get("params.attack.loss")
+            name = str(run["params.attack"]) + (f", {loss}" if isinstance(loss, str) else "")
+            columns[name.replace("_", "-")] = ~self._images[run["fingerprint"]].set_index("index")["evaded"]
+        if not columns:
+            raise AbsentError(f"no runs of {attack} on {model} {bits}")
+        return pd.DataFrame(columns).dropna().astype(bool)
+
+    @_remembered
+    def boundary_after(self, model: str, bits: str, iterations: int, *, scale: float = 1.0) -> Estimate:
+        runs = self._runs(model, "stronger_boundary", bits)
+        if runs.empty:
+            raise AbsentError(f"no long Boundary runs on {model} {bits}")
+        if str(iterations) in set(runs["params.attack.max_iter"]):
+            images = [self._images[key] for key in runs["fingerprint"]]
+            l2 = [part.loc[part["success"], "l2"].to_numpy() * scale for part in images]
+            return self._mean([l2], model, bits, iterations)
+        found = [self._progress[key] for key in runs["fingerprint"] if key in self._progress]
+        at = pd.concat(found) if found else pd.DataFrame({"iteration": []})
+        at = at[at["iteration"] == iterations]
+        if at.empty:
+            raise AbsentError(f"no snapshot of Boundary after {iterations} iterations on {model} {bits}")
+        return constant(float(at["l2"].mean()) * scale)
+
+    @_remembered
+    def unrecognisable(self, model: str, bits: str) -> Estimate:
+        return mean_estimate([[_far(part) for part in self._figure6(model, bits)]], _generator(model, bits, "far"))
+
+    @_remembered
+    def label_in_top_two(self, model: str, bits: str) -> Estimate:
+        parts = self._figure6(model, bits)
+        ranks = [part.loc[_far(part), "label_rank"].dropna().to_numpy(dtype=float) for part in parts]
+        return self._mean([[values <= 1 for values in ranks]], model, bits, "top two")
+
+    @_remembered
+    def small_fgsm(self, model: str) -> Estimate:
+        runs = self._runs(model, "figure7", "FP")
+        if runs.empty:
+            raise AbsentError(f"no FGSM runs with a small ε on {model}")
+        kept = [~self._images[key]["evaded"].to_numpy() for key in runs["fingerprint"]]
+        return mean_estimate([kept], _generator(model, "small"))
+
+    @_remembered
+    def transfer_rate(self, model: str, attack: str, *, own: bool) -> Estimate:
+        pairs = self._pairs(model, "transfer_bits", attack)
+        chosen = [rate for (source, target), rate in pairs.items() if (source == target) == own]
+        if not chosen:
+            raise AbsentError(f"no transfer runs of {attack} on {model}")
+        return average(chosen)
+
+    @_remembered
+    def transfer_correlation(self, model: str, kind: str, *, within: bool = False) -> Estimate:
+        points = self.transfer_points(model, kind)
+        if len(points) < 4:
+            raise AbsentError(f"too few sources of {model} transferred across {kind}")
+        if within:
+            points[["own", "other"]] = points.groupby("attack")[["own", "other"]].rank(pct=True)
+        return rank_correlation(
+            points["own"].to_numpy(), points["other"].to_numpy(), _generator(model, kind, str(within))
+        )
+
+    def transfer_points(self, model: str, kind: str) -> pd.DataFrame:
+        """One row per source (`bits`, `attack`): mean transfer rate to its `own` and to `other` quantised widths."""
+        rows = []
+        for attack in ATTACKS:
+            own, other = (self._pairs(model, f"transfer_{where}", attack) for where in ("bits", kind))
+            for bits in STUDY_BITS:
+                near = [e.value for (source, target), e in own.items() if source == bits != target != "FP"]
+                far = [e.value for (source, target), e in other.items() if source == bits and target != "FP"]
+                if near and far:
+                    rows.append({"bits": bits, "attack": attack, "own": np.mean(near), "other": np.mean(far)})
+        return pd.DataFrame(rows, columns=["bits", "attack", "own", "other"])
+
+    def _pairs(self, model: str, sweep: str, attack: str) -> dict[tuple[str, str], Estimate]:
+        """(source bits, target bits) -> transfer rate, over all target models and seeds of the sweep."""
+        if sweep not in self._sweeps[model]:
+            return {}
+        runs = self._runs(model, sweep, attack=attack)
+        found: dict[tuple[str, str], list[np.ndarray]] = {}
+        for _, run in runs.iterrows():
+            for target, images in self._transferred[run["fingerprint"]].groupby("target_bits"):
+                found.setdefault((run["params.bits"], str(target)), []).append(images["evaded"].to_numpy())
+        return {
+            pair: mean_estimate([values], _generator(model, sweep, attack, *pair)) for pair, values in found.items()
+        }
+
+    def _direct(self, model: str, bits: str, attack: str) -> list[list[pd.DataFrame]]:
+        """Per training seed and attack seed the per-image record of the paper's attack."""
+        runs = pd.concat([self._runs(model, name, bits, attack=attack) for name in ("table6", "training_seeds")])
+        if runs.empty:
+            raise AbsentError(f"no runs of {attack} on {model} {bits}")
+        return [
+            [self._images[key] for key in group["fingerprint"]] for _, group in runs.groupby("params.training.seed")
+        ]
+
+    def _figure6(self, model: str, bits: str) -> list[pd.DataFrame]:
+        runs = self._runs(model, "figure6", bits)
+        if runs.empty:
+            raise AbsentError(f"no Boundary runs on 3,000 images of {model} {bits}")
+        return [self._images[key] for key in runs["fingerprint"]]
+
+    def _runs(self, model: str, sweep: str, bits: str | None = None, **params: str) -> pd.DataFrame:
+        if (model, sweep) not in self._selected:
+            self._selected[model, sweep] = select(self._study, self._sweeps[model][sweep])
+        runs = self._selected[model, sweep]
+        wanted = {**params, **({} if bits is None else {"bits": bits})}
+        for name, value in wanted.items():
+            runs = runs[runs[f"params.{name}"] == value] if len(runs) else runs
+        return runs
+
+    def _mean(self, values: Sequence[Sequence[np.ndarray]], *key: object) -> Estimate:
+        try:
+            return mean_estimate(values, _generator(*key))
+        except ValueError:
+            raise AbsentError(f"no successful images in {' '.join(map(str, key))}") from None
+
+
+def _far(images: pd.DataFrame) -> np.ndarray:
+    """Which images' L2 has a z-score of at least 1 (among the successful ones)."""
+    l2 = images["l2"].where(images["success"])
+    return ((l2 - l2.mean()) / l2.std() >= Z_SCORE).to_numpy()
+
+
+def _by_fingerprint(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    if table.empty:
+        return {}
+    return {str(key): part for key, part in table.groupby("fingerprint", observed=True)}
+
+
+def _generator(*key: object) -> np.random.Generator:
+    """Replicates that depend on what they are of, and not on what was computed before."""
+    return np.random.default_rng(zlib.crc32(repr(key).encode()))

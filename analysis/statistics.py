@@ -1,0 +1,131 @@
+"""Effects with intervals: bootstrap over images, and over training seeds where there are several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import rankdata
+
+DRAWS = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic and what is known of its spread.
+
+    Attributes:
+        value: its value.
+        draws: bootstrap replicates, (DRAWS,), NaN where one has no value; empty where only the value was published.
+        spread: largest difference between two training seeds; 0 with a single one.
+        n: images behind it.
+        seeds: training seeds behind it.
+    """
+
+    value: float
+    draws: np.ndarray
+    spread: float = 0.0
+    n: int = 0
+    seeds: int = 1
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The middle 95 % of the replicates; NaN where there are none."""
+        known = self.draws[np.isfinite(self.draws)]
+        if not len(known):
+            return (float("nan"), float("nan"))
+        low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return float(low), float(high)
+
+
+def mean_estimate(samples: Sequence[Sequence[np.ndarray]], rng: np.random.Generator) -> Estimate:
+    """The mean of values of images, averaged over attack seeds and then over training seeds.
+
+    Images are resampled within each run, attack seeds and training seeds where there are several.
+
+    Args:
+        samples: per training seed the values of each attack seed.
+
+    Raises:
+        ValueError: no values.
+    """
+    trainings = [[np.asarray(values, dtype=float) for values in runs if len(values)] for runs in samples]
+    trainings = [runs for runs in trainings if runs]
+    if not trainings:
+        raise ValueError("no values to average")
+    means = np.array([np.mean([values.mean() for values in runs]) for runs in trainings])
+    replicates = [_mean_of_resampled([_resampled_means(values, rng) for values in runs], rng) for runs in trainings]
+    return Estimate(
+        float(means.mean()),
+        _mean_of_resampled(replicates, rng),
+        spread=float(np.ptp(means)),
+        n=sum(len(values) for runs in trainings for values in runs),
+        seeds=len(trainings),
+    )
+
+
+def _mean_of_resampled(parts: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Mean over as many parts, drawn with replacement, as there are; each part has DRAWS replicates."""
+    stacked = np.stack(parts)
+    chosen = rng.integers(len(parts), size=stacked.shape)
+    return np.asarray(np.take_along_axis(stacked, chosen, axis=0).mean(axis=0))
+
+
+def _resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    n = len(values)
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= 16:
+        return rng.multinomial(n, counts / n, size=DRAWS) @ distinct / n
+    return np.array([values[rng.integers(n, size=n)].mean() for _ in range(DRAWS)])
+
+
+def rate_estimate(rate: float, n: int, rng: np.random.Generator) -> Estimate:
+    """A published rate of which only its value and the number of images are known."""
+    return Estimate(rate, rng.binomial(n, rate, size=DRAWS) / n, n=n)
+
+
+def constant(value: float) -> Estimate:
+    """A value without uncertainty, to hold an estimate against."""
+    return Estimate(value, np.full(DRAWS, value))
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a − b of independent estimates; its spread is the larger of the two."""
+    draws = a.draws - b.draws if len(a.draws) and len(b.draws) else np.array([])
+    known = [part.n for part in (a, b) if part.n]
+    return Estimate(
+        a.value - b.value,
+        draws,
+        spread=max(a.spread, b.spread),
+        n=min(known, default=0),
+        seeds=max(a.seeds, b.seeds),
+    )
+
+
+def average(parts: Sequence[Estimate]) -> Estimate:
+    """The mean of estimates, replicate by replicate."""
+    known = all(len(part.draws) for part in parts)
+    return Estimate(
+        float(np.mean([part.value for part in parts])),
+        np.mean([part.draws for part in parts], axis=0) if known else np.array([]),
+        spread=float(np.mean([part.spread for part in parts])),
+        n=min(part.n for part in parts),
+        seeds=min(part.seeds for part in parts),
+    )
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> Estimate:
+    """Spearman's rank correlation of paired values, with replicates over the pairs."""
+    value = _spearman(x[None], y[None])[0]
+    picks = rng.integers(len(x), size=(DRAWS, len(x)))
+    return Estimate(float(value), _spearman(x[picks], y[picks]), n=len(x))
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Row by row; NaN where all values of a row are the same."""
+    ranks = [rankdata(values, axis=1) for values in (x, y)]
+    a, b = (values - values.mean(axis=1, keepdims=True) for values in ranks)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1)))

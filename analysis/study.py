@@ -1,0 +1,187 @@
+"""The tracked runs of a study in one piece: read from a store, or from a folder that is committed.
+
+``python -m analysis.study --study NAME … --out results/runs`` copies what tables, figures and verdicts need
+out of a tracking store, so that they can be made again where the store is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from analysis.cells import newest
+from analysis.store import default_uri, load_runs
+
+KINDS = ("train", "attack", "transfer")
+TABLES = {
+    "images": ("attack", "per_image.json"),
+    "progress": ("attack", "progress.json"),
+    "transfers": ("transfer", "transfer.json"),
+    "transferred": ("transfer", "transferred.json"),
+}
+PICTURES = 10
+_IMAGE_COLUMNS = [
+    "fingerprint", "index", "label", "adv_prediction", "evaded", "success", "gave_up", "label_rank", "l0", "l2", "linf",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Study:
+    """Complete runs, the newest of each cell, and what hangs on them by `fingerprint`.
+
+    Attributes:
+        train, attack, transfer: one row per run, columns as `analysis.store.load_runs` gives them.
+        images: one row per attacked image, see `attacks.metrics.per_image_record`.
+        progress: one row per kept iteration of an attack.
+        transfers: one row per transfer cell and target network.
+        transferred: one row per transfer cell, target and image.
+        pictures: ``FINGERPRINT.adversarial`` (k, c, h, w) and ``.snapshots`` (iterations, k, c, h, w), after
+            ``.iterations``, of the first images, and of Boundary ``.farthest``: those with the largest L2; uint8.
+    """
+
+    train: pd.DataFrame
+    attack: pd.DataFrame
+    transfer: pd.DataFrame
+    images: pd.DataFrame = field(default_factory=pd.DataFrame)
+    progress: pd.DataFrame = field(default_factory=pd.DataFrame)
+    transfers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    transferred: pd.DataFrame = field(default_factory=pd.DataFrame)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def from_store(uri: str, studies: Sequence[str] = ()) -> Study:
+    """Read the runs, their tables and their first pictures.
+
+    Raises:
+        LookupError: the store has no such study.
+    """
+    client = MlflowClient(uri)
+    runs = {kind: _newest(load_runs(kind, uri, studies)) for kind in KINDS}
+    tables = {name: _tables(client, runs[kind], artifact) for name, (kind, artifact) in TABLES.items()}
+    tables["images"] = _slim(tables["images"])
+    pictures: dict[str, np.ndarray] = {}
+    images = dict(list(tables["images"].groupby("fingerprint", observed=True)))
+    for row in _progress(runs["attack"], "pictures"):
+        pictures |= _pictures(client, row, images.get(row["fingerprint"]))
+    return Study(**runs, **tables, pictures=pictures)
+
+
+def save(study: Study, folder: Path) -> None:
+    """Write a study as Parquet files and one safetensors file of pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*KINDS, *TABLES):
+        getattr(study, name).to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)
+    save_file(study.pictures, folder / "pictures.safetensors")
+
+
+def load(folder: Path) -> Study:
+    """Read what `save` wrote.
+
+    Raises:
+        LookupError: there is no study in the folder.
+    """
+    if not (folder / "attack.parquet").is_file():
+        raise LookupError(f"{folder} holds no exported study: make one with python -m analysis.study")
+    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in (*KINDS, *TABLES)}
+    return Study(**tables, pictures=load_file(folder / "pictures.safetensors"))
+
+
+def _newest(runs: pd.DataFrame) -> pd.DataFrame:
+    return newest(runs).reset_index(drop=True) if len(runs) else runs
+
+
+def _progress(runs: pd.DataFrame, what: str) -> Iterator[pd.Series]:
+    for _, row in tqdm(runs.iterrows(), total=len(runs), desc=what, disable=not sys.stderr.isatty()):
+        yield row
+
+
+def _tables(client: MlflowClient, runs: pd.DataFrame, artifact: str) -> pd.DataFrame:
+    """One artifact table of all runs that have it, with the runs' fingerprints."""
+    found = []
+    for row in _progress(runs, artifact):
+        path = _artifact(client, row["run_id"], artifact)
+        if path is not None:
+            split = json.loads(path.read_text())
+            found.append(pd.DataFrame(split["data"], columns=split["columns"]).assign(fingerprint=row["fingerprint"]))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame({"fingerprint": pd.Series(dtype=str)})
+
+
+def _slim(images: pd.DataFrame) -> pd.DataFrame:
+    """The columns that analyses use, in types of their size."""
+    images = images.reindex(columns=_IMAGE_COLUMNS)
+    narrow = {"index": "int32", "label": "int16", "adv_prediction": "int16", "label_rank": "Int8", "l0": "int32"}
+    floats = {"l2": "float32", "linf": "float32"}
+    flags = dict.fromkeys(("evaded", "success", "gave_up"), bool)
+    return images.astype({**narrow, **floats, **flags, "fingerprint": "category"}) if len(images) else images
+
+
+def _pictures(client: MlflowClient, row: pd.Series, images: pd.DataFrame | None) -> dict[str, np.ndarray]:
+    """The first adversarial examples of a run and their snapshots; of Boundary the farthest, too."""
+    found = {}
+    key = row["fingerprint"]
+    examples = _artifact(client, row["run_id"], "examples/adversarial.safetensors")
+    if examples is not None:
+        with safe_open(examples, framework="numpy") as stored:
+            found[f"{key}.adversarial"] = _bytes(stored.get_slice("x_adv")[:PICTURES])
+            if row["params.attack"] == "boundary" and images is not None:
+                far = np.argsort(-images["l2"].where(images["success"], 0).to_numpy(), kind="stable")[:PICTURES]
+                found[f"{key}.farthest"] = _bytes(stored.get_tensor("x_adv")[far])
+    snapshots = _artifact(client, row["run_id"], "examples/snapshots.safetensors")
+    if snapshots is not None:
+        stored_snapshots = load_file(snapshots)
+        found[f"{key}.clean"] = _bytes(stored_snapshots["clean"][:PICTURES])
+        found[f"{key}.snapshots"] = _bytes(stored_snapshots["images"][:, :PICTURES])
+        found[f"{key}.iterations"] = stored_snapshots["iterations"]
+    return found
+
+
+def _bytes(images: np.ndarray) -> np.ndarray:
+    return np.round(images * 255).astype(np.uint8)
+
+
+def _artifact(client: MlflowClient, run_id: str, path: str) -> Path | None:
+    with suppress(MlflowException, OSError):
+        folder = path.rpartition("/")[0]
+        if path in {listed.path for listed in client.list_artifacts(run_id, folder or None)}:
+            return Path(
+                mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, tracking_uri=client.tracking_uri)
+            )
+    return None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis.study", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--study", action="append", default=[], help="only runs of this study (may be repeated)")
+    parser.add_argument("--tracking-uri", default=default_uri(), help="MLflow store (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("results/runs"), help="folder (default: %(default)s)")
+    chosen = parser.parse_args(arguments)
+    try:
+        study = from_store(chosen.tracking_uri, chosen.study)
+    except LookupError as error:
+        print(f"error: {error.args[0]}", file=sys.stderr)
+        return 1
+    if study.attack.empty and study.train.empty:
+        print(f"error: no complete runs in {chosen.tracking_uri}: launch a sweep first", file=sys.stderr)
+        return 1
+    save(study, chosen.out)
+    counts = ", ".join(f"{len(getattr(study, kind))} {kind}" for kind in KINDS)
+    print(f"{counts} runs written to {chosen.out.absolute()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Networks shipped with this package: one folder each, packed (`qnn.checkpoint.save_packed`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qnn.checkpoint import DESCRIPTION, read_description
+
+FOLDER = Path(__file__).parent
+
+
+def descriptions(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The folders of released networks in `folder`, and what their descriptions say.
+
+    Raises:
+        CheckpointError: a description is damaged.
+    """
+    return {path.parent: read_description(path.parent) for path in sorted(folder.glob(f"*/{DESCRIPTION}"))}
+
+
+def find(folder: Path, *, net: dict[str, Any], quantizer: str, bits: str, data: str, training_seed: int) -> Path | None:
+    """The folder of the released network with these settings, if there is one.
+
+    Args:
+        net: settings of the model class, with its `_target_`.
+        bits: as `str(Precision)` writes it.
+        data: name of the data set it was trained on.
+
+    Raises:
+        CheckpointError: a description is damaged.
+    """
+    wanted = {"net": net, "quantizer": quantizer, "bits": bits, "data": data}
+    for path, described in descriptions(folder).items():
+        same = all(described.get(name) == value for name, value in wanted.items())
+        if same and described["training"]["seed"] == training_seed:
+            return path
+    return None
