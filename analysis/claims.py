@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
 from pathlib import Path
@@ -35,11 +35,19 @@ Quantity = Callable[[Source], Estimate]
 
 @dataclass(frozen=True)
 class Contrast:
-    """`more` minus `less`, positive if the claim is right; either may be a plain number."""
+    """`more` minus `less`, positive if the claim is right; either may be a plain number.
+
+    The name of one that speaks of a single model begins with it.
+    """
 
     name: str
     more: Quantity | float
     less: Quantity | float
+
+    @property
+    def model(self) -> str:
+        first = self.name.split()[0]
+        return first if first in MODELS else ""
 
     def estimate(self, source: Source) -> Estimate:
         """Raises AbsentError where the source lacks a quantity."""
@@ -75,12 +83,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A claim by one source."""
+    """A claim by one source; `by_model` is the verdict on each model's contrasts alone, where there are any."""
 
     claim: Claim
     verdict: str
     findings: list[Finding]
     absent: list[str]
+    by_model: dict[str, str]
 
     @property
     def effect(self) -> Estimate | None:
@@ -376,21 +385,30 @@ CLAIMS: tuple[Claim, ...] = (
 
 def judge(claim: Claim, source: Source) -> Judgement:
     """A claim's verdict by one source; contrasts without runs are listed and not judged."""
-    findings, absent = [], []
+    found: dict[str, Finding] = {}
+    absent = []
     for contrast in claim.contrasts:
         try:
             estimate = contrast.estimate(source)
         except AbsentError as reason:
             absent.append(f"{contrast.name}: {reason}")
             continue
-        findings.append(Finding(contrast.name, estimate, _sign(estimate)))
+        found[contrast.name] = Finding(contrast.name, estimate, _sign(estimate))
+    parts = {model: [c for c in claim.contrasts if c.model == model] for model in MODELS}
+    by_model = {
+        model: _verdict(claim, part, found) for model, part in parts.items() if any(c.name in found for c in part)
+    }
+    return Judgement(claim, _verdict(claim, claim.contrasts, found), list(found.values()), absent, by_model)
+
+
+def _verdict(claim: Claim, contrasts: Sequence[Contrast], found: Mapping[str, Finding]) -> str:
+    findings = [found[contrast.name] for contrast in contrasts if contrast.name in found]
     if not findings:
-        return Judgement(claim, OPEN, [], absent)
+        return OPEN
     if claim.needs == "mean":
-        verdict = OPEN if absent else _sign(average([finding.estimate for finding in findings]))
-    else:
-        verdict = _together([finding.verdict for finding in findings], claim.needs, len(claim.contrasts))
-    return Judgement(claim, verdict, findings, absent)
+        whole = len(findings) == len(contrasts)
+        return _sign(average([finding.estimate for finding in findings])) if whole else OPEN
+    return _together([finding.verdict for finding in findings], claim.needs, len(contrasts))
 
 
 def _sign(estimate: Estimate) -> str:
@@ -425,6 +443,7 @@ def verdict_table(paper: Sequence[Judgement], ours: Sequence[Judgement]) -> pd.D
             low, high = effect.interval if effect else (float("nan"), float("nan"))
             row |= {
                 f"{name}_verdict": judged.verdict,
+                **{f"{name}_verdict_{model}": judged.by_model.get(model, "") for model in MODELS},
                 f"{name}_effect": effect.value if effect else float("nan"),
                 f"{name}_low": low,
                 f"{name}_high": high,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.claims import FAILS, HOLDS, Judgement
-from analysis.tables import STYLE, PaperTable
+from analysis.tables import STYLE, TITLES, PaperTable
 
 _MARKS = {HOLDS: "✔", FAILS: "✘"}
 
@@ -59,8 +59,10 @@ def verdicts(paper: Sequence[Judgement], ours: Sequence[Judgement]) -> pd.DataFr
 def _verdict(judgement: Judgement) -> str:
     if not judgement.findings:
         return "–"
-    partial = f" ({len(judgement.absent)} without runs)" if judgement.absent else ""
-    return f"{_MARKS.get(judgement.verdict, '?')} {judgement.verdict}{partial}"
+    models = [f"{TITLES[model]} {_MARKS.get(verdict, '?')}" for model, verdict in judgement.by_model.items()]
+    partial = [f"{len(judgement.absent)} contrasts without runs"] if judgement.absent else []
+    more = ", ".join([*models, *partial])
+    return f"{_MARKS.get(judgement.verdict, '?')} {judgement.verdict}" + (f" ({more})" if more else "")
 
 
 def markdown(title: str, sections: Sequence[Section], figures: Path, note: str) -> str:

@@ -49,8 +49,8 @@ class Study:
         progress: one row per kept iteration of an attack.
         transfers: one row per transfer cell and target network.
         transferred: one row per transfer cell, target and image.
-        pictures: ``FINGERPRINT.adversarial`` (k, c, h, w) and ``.snapshots`` (iterations, k, c, h, w), after
-            ``.iterations``, of the first images, and of Boundary ``.farthest``: those with the largest L2; uint8.
+        pictures: ``FINGERPRINT.adversarial``, ``.clean`` (k, c, h, w) and ``.snapshots`` (iterations, k, c, h, w),
+            after ``.iterations``, of the first images, and of Boundary ``.farthest``, those with the largest L2; uint8.
     """
 
     train: pd.DataFrame

@@ -161,7 +161,11 @@ def test_only_the_yardsticks_as_described_count(setting, kept):
 
 @pytest.mark.parametrize(
     ("setting", "kept"),
-    [({"params.targets.seed": "1"}, False), ({"params.attack.eps": "0.1"}, False), ({"params.apply": "x"}, False)],
+    [
+        ({"params.targets.seed": "1"}, False),
+        ({"params.attack.eps": "0.1"}, False),
+        ({"params.apply": "perturbation"}, False),
+    ],
 )
 def test_only_transfers_of_the_published_attack_count(setting, kept):
     rows = planned("transfer", "experiment=transfer_bits", "model=mnist_a", "bits=1", "attack=fgsm")

@@ -1,0 +1,169 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import save_file
+
+from analysis.study import KINDS, PICTURES, TABLES, Study, from_store, load, main, save
+from attacks import AdversarialExamples, per_image_record, save_examples
+
+IMAGES = 12
+
+
+class Store:
+    def __init__(self, folder):
+        self.folder, self.uri = folder, f"sqlite:///{folder / 'mlflow.db'}"
+        self.client = MlflowClient(self.uri)
+        self.studies = {}
+
+    def log(self, kind, fingerprint, *, study="s", started=1, complete="true", params=None, metrics=None, tables=None):
+        if study not in self.studies:
+            self.studies[study] = self.client.create_experiment(study, (self.folder / "artifacts").as_uri())
+        tags = {"kind": kind, "fingerprint": fingerprint, "complete": complete, "hardware": "a machine"}
+        run_id = self.client.create_run(self.studies[study], start_time=started, tags=tags).info.run_id
+        for name, value in (params or {}).items():
+            self.client.log_param(run_id, name, value)
+        for name, value in (metrics or {}).items():
+            self.client.log_metric(run_id, name, value)
+        for name, table in (tables or {}).items():
+            self.client.log_table(run_id, table, name)
+        return run_id
+
+
+def bright(count, *, by=1.0):
+    """Images that grow brighter one after another, the last by `by`."""
+    return torch.linspace(0, by, count)[:, None, None, None].expand(count, 1, 4, 4).contiguous()
+
+
+def record():
+    """The first half evades; distances grow with the index."""
+    labels = torch.zeros(IMAGES, dtype=torch.int64)
+    logits = torch.tensor([[0.0, 2.0, 1.0]] * (IMAGES // 2) + [[1.0, 0.0, 0.0]] * (IMAGES // 2))
+    x_adv = bright(IMAGES)
+    return per_image_record(torch.arange(IMAGES), labels, torch.zeros_like(x_adv), x_adv, logits, logits)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    store = Store(folder)
+    store.log("train", "net", params={"model": "mnist_a"}, metrics={"test_accuracy": 0.98})
+    store.log("attack", "bare", params={"attack": "fgsm"})
+    store.log("attack", "unfinished", params={"attack": "fgsm"}, complete="false")
+    store.log("attack", "twice", started=5, params={"attack": "fgsm", "seed": "new"}, metrics={"n": 3})
+    store.log("attack", "twice", started=2, params={"attack": "fgsm", "seed": "old"}, metrics={"n": 4})
+    store.log("attack", "elsewhere", study="t", params={"attack": "cw"})
+    progress = pd.DataFrame({"iteration": [0, 5], "l2": [3.0, 2.0]})
+    whole = store.log(
+        "attack",
+        "whole",
+        params={"attack": "boundary", "attack.eps": 0.25},
+        metrics={"n": IMAGES},
+        tables={"per_image.json": record(), "progress.json": progress},
+    )
+    labels = torch.zeros(IMAGES, dtype=torch.int64)
+    save_examples(folder / "adversarial.safetensors", AdversarialExamples(bright(IMAGES), labels, labels.clone(), {}))
+    save_file({"images": torch.stack([bright(12), bright(12, by=0.5)]), "iterations": torch.tensor([0, 5]), "clean": bright(12)},
+              folder / "snapshots.safetensors")  # fmt: skip
+    for name in ("adversarial", "snapshots"):
+        store.client.log_artifact(whole, str(folder / f"{name}.safetensors"), "examples")
+    images = pd.DataFrame({"target_bits": ["FP", "1"], "index": [4, 4], "evaded": [True, False]})
+    targets = pd.DataFrame({"target_bits": ["FP", "1"], "n": [9, 9], "transfer_rate": [0.5, 0.25]})
+    store.log("transfer", "moved", params={"attack": "fgsm"},
+              tables={"transfer.json": targets, "transferred.json": images})  # fmt: skip
+    return store
+
+
+@pytest.fixture(scope="module")
+def study(store):
+    return from_store(store.uri)
+
+
+def test_complete_runs_are_read_with_parameters_as_text_and_metrics_as_numbers(study):
+    assert (len(study.train), len(study.transfer)) == (1, 1)
+    assert set(study.attack["fingerprint"]) == {"bare", "twice", "elsewhere", "whole"}
+    whole = study.attack.set_index("fingerprint").loc["whole"]
+    assert (whole["params.attack.eps"], whole["metrics.n"], whole["hardware"]) == ("0.25", IMAGES, "a machine")
+    assert study.train["metrics.test_accuracy"].item() == 0.98
+
+
+def test_of_a_fingerprint_the_newest_run_counts(study):
+    twice = study.attack.set_index("fingerprint").loc["twice"]
+    assert (twice["params.seed"], twice["metrics.n"], twice["superseded"]) == ("new", 3, 1)
+
+
+def test_images_hang_on_their_run_by_its_fingerprint(study):
+    assert set(study.images["fingerprint"]) == {"whole"}
+    wanted = record()
+    for name in ("index", "evaded", "success", "gave_up", "label_rank", "l0"):
+        assert study.images[name].tolist() == wanted[name].tolist()
+    assert study.images["l2"].tolist() == pytest.approx(wanted["l2"].tolist(), rel=1e-6)
+
+
+def test_other_tables_hang_on_their_run_by_its_fingerprint(study):
+    assert study.progress.to_dict("list") == {"iteration": [0, 5], "l2": [3, 2], "fingerprint": ["whole", "whole"]}
+    assert study.transfers[["target_bits", "transfer_rate"]].to_numpy().tolist() == [["FP", 0.5], ["1", 0.25]]
+    assert study.transferred["evaded"].tolist() == [True, False]
+    assert set(study.transfers["fingerprint"]) | set(study.transferred["fingerprint"]) == {"moved"}
+
+
+def test_pictures_are_the_first_images_and_snapshots_and_the_farthest_successful_ones(study):
+    assert set(study.pictures) == {
+        f"whole.{name}" for name in ("adversarial", "clean", "snapshots", "iterations", "farthest")
+    }
+    shades = np.round(np.linspace(0, 1, IMAGES) * 255)
+    first, after = study.pictures["whole.adversarial"], study.pictures["whole.snapshots"]
+    assert first.dtype == np.uint8
+    assert first.shape == (PICTURES, 1, 4, 4)
+    assert first[:, 0, 0, 0].tolist() == shades[:PICTURES].tolist()
+    assert (study.pictures["whole.clean"] == first).all()
+    assert after.shape == (2, PICTURES, 1, 4, 4)
+    assert after[1, :, 0, 0, 0].tolist() == np.round(np.linspace(0, 0.5, IMAGES)[:PICTURES] * 255).tolist()
+    assert study.pictures["whole.iterations"].tolist() == [0, 5]
+    farthest = study.pictures["whole.farthest"][: IMAGES // 2, 0, 0, 0]
+    assert farthest.tolist() == shades[: IMAGES // 2][::-1].tolist()
+
+
+def test_runs_of_one_study_can_be_chosen(store):
+    assert from_store(store.uri, ["t"]).attack["fingerprint"].tolist() == ["elsewhere"]
+    with pytest.raises(LookupError, match=r"no study named x in .*: there are"):
+        from_store(store.uri, ["x"])
+
+
+def same(one: Study, other: Study) -> None:
+    for name in (*KINDS, *TABLES):
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name), check_column_type=False)
+    assert one.pictures.keys() == other.pictures.keys()
+    for name, images in one.pictures.items():
+        np.testing.assert_array_equal(images, other.pictures[name], strict=True)
+
+
+def test_what_is_saved_is_loaded(study, tmp_path):
+    save(study, tmp_path / "runs")
+    same(load(tmp_path / "runs"), study)
+
+
+def test_a_study_without_attacks_is_saved_and_loaded(tmp_path):
+    bare = Study(pd.DataFrame({"fingerprint": ["net"]}), pd.DataFrame(), pd.DataFrame())
+    save(bare, tmp_path)
+    same(load(tmp_path), bare)
+
+
+def test_an_empty_folder_is_no_study(tmp_path):
+    with pytest.raises(LookupError, match="holds no exported study"):
+        load(tmp_path)
+
+
+def test_a_store_is_exported_from_the_command_line(store, study, tmp_path, capsys):
+    assert main(["--tracking-uri", store.uri, "--out", str(tmp_path / "runs")]) == 0
+    assert f"1 train, 4 attack, 1 transfer runs written to {tmp_path / 'runs'}" in capsys.readouterr().out
+    same(load(tmp_path / "runs"), study)
+
+
+def test_without_runs_there_is_a_message_and_a_status(store, tmp_path, capsys):
+    assert main(["--tracking-uri", store.uri, "--study", "x"]) == 1
+    assert "no study named x" in capsys.readouterr().err
+    assert main(["--tracking-uri", f"sqlite:///{tmp_path / 'none.db'}", "--out", str(tmp_path / "runs")]) == 1
+    assert "no complete runs" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
