@@ -59,7 +59,7 @@ def _same_budget(ours: Ours, model: str, bits: str, attack: str) -> dict[tuple[s
     cells = {(group, title): f"{kept[name].mean():.3f}" for name, title in names.items() if name in kept}
     if kept.shape[1] == 1:
         return cells
-    if any(name.startswith("pgd") for name in kept):
+    if any(str(name).startswith("pgd") for name in kept):
         cells[group, "any"] = _with_interval(ours.strongest(model, bits, attack))
     if "square" in kept:
         others = kept.drop(columns="square").all(axis=1)

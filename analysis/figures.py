@@ -49,9 +49,8 @@ def write(drawings: Sequence[Drawing], folder: Path, note: str) -> list[tuple[st
     return [(name, caption) for name, caption, _ in drawings]
 
 
-def all_figures(study: Study) -> list[Drawing]:
+def all_figures(study: Study, ours: Ours) -> list[Drawing]:
     """Every figure there are runs for."""
-    ours = Ours(study)
     with mpl.rc_context(_STYLE):
         return [
             drawing

@@ -173,6 +173,8 @@ def select(study: Study, sweep: Sweep) -> pd.DataFrame:
         return runs
     wanted = {**{name: (value,) for name, value in sweep.where.items()}, **sweep.axes, "model": (sweep.model,)}
     wanted["data"] = (published.DATA_OF_MODEL[sweep.model],)
+    if sweep.pipeline != "train":
+        wanted["backend"] = ("native",)
     keep = pd.Series(True, index=runs.index)
     for name, values in wanted.items():
         keep &= _texts(runs, name).isin({_plain(value) for value in values})
@@ -181,7 +183,7 @@ def select(study: Study, sweep: Sweep) -> pd.DataFrame:
         return runs
     if sweep.as_published:
         plain = {f"params.{name}": value for name, value in _PLAIN.items()}  # what controls change is in `where`
-        runs = runs[[is_as_published({**row, **plain}) for row in runs.to_dict("records")]]
+        runs = runs[[is_as_published(row) for row in runs.assign(**plain).to_dict("records")]]
     return _of_one_size(runs[runs["params.n_requested"].astype(int) >= sweep.least], sweep)
 
 

@@ -33,7 +33,7 @@ def make(study: Study, out: Path, command: str) -> list[str]:
         tables.write(table, out / "tables", note)
     _write_csv(comparisons.trainings(study), out / "tables" / "networks.csv", note)
     _write_csv(_cells(study), out / "tables" / "cells.csv", note)
-    drawn = [Picture(*named) for named in figures.write(figures.all_figures(study), out / "figures", note)]
+    drawn = [Picture(*named) for named in figures.write(figures.all_figures(study, ours), out / "figures", note)]
     theirs, mine = (claims.judgements(source) for source in (paper, ours))
     _write_csv(claims.verdict_table(theirs, mine), out / "claims.csv", note)
     _write_csv(claims.contrast_table(mine), out / "contrasts.csv", note)
@@ -102,7 +102,8 @@ def _sections(
             "Verdicts",
             "Each statement of the papers, judged by the paper's own Table 6 and by our runs. A contrast counts for or"
             " against only if its 95 % bootstrap interval leaves out zero and it is larger than the largest difference"
-            " between training seeds of its cells; what has no runs is open.",
+            " between training seeds of its cells; what has no runs is open. The paper's distances come without an"
+            " interval and are judged by their sign.",
             [verdicts],
         ),
         Section("Accuracy and distance against bit width", parts=pictures("bits-")),

@@ -92,3 +92,7 @@ def train() -> int:
 
 def evaluate() -> int:
     return launch("evaluate")
+
+
+def transfer() -> int:
+    return launch("transfer")

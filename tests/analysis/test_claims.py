@@ -141,6 +141,20 @@ def test_verdicts_by_the_published_table(key, verdict, right, wrong):
     assert (judged.verdict, verdicts.count(HOLDS), verdicts.count(FAILS)) == (verdict, right, wrong)
 
 
+@pytest.mark.parametrize(
+    ("key", "by_model"),
+    [
+        ("boundary-farther-when-quantised", {M: FAILS, R: HOLDS}),
+        ("uap-weaker-when-quantised", {M: HOLDS, R: FAILS}),
+        ("cw-mnist-more-robust", {M: HOLDS}),
+        ("jsma-changes-more-when-quantised", {}),
+        ("cw-better-on-cifar", {}),
+    ],
+)
+def test_a_claim_on_both_models_is_judged_on_each_of_them_too(key, by_model):
+    assert judge(BY_KEY[key], Paper(published.table6())).by_model == by_model
+
+
 def test_what_the_paper_has_no_numbers_of_is_open():
     paper = Paper(published.table6())
     for key in ("jsma-changes-more-when-quantised", "masking-explains-fgsm", "boundary-stuck-at-1-bit"):

@@ -102,6 +102,7 @@ def test_a_sweep_that_is_complete_is_not_to_be_launched():
         {"params.attack": "pgd"},
         {"params.attack.eps": "0.1"},
         {"params.attack.target": "next"},
+        {"params.backend": "art"},
         {"params.n_requested": "100"},
     ],
     ids=lambda other: next(iter(other)),
@@ -112,7 +113,7 @@ def test_other_runs_are_left_out(other):
 
 
 def table6(fingerprint, *, n="1000", **more):
-    return run(fingerprint, **{"params.n_requested": n, **more})
+    return run(fingerprint, **{"params.n_requested": n, "params.backend": "native", **more})
 
 
 @pytest.mark.parametrize(

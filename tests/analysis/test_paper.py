@@ -1,6 +1,8 @@
+import io
 import re
 import shlex
 import zlib
+from contextlib import redirect_stdout
 
 import numpy as np
 import pandas as pd
@@ -107,10 +109,17 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(study, tmp_path_factory):
+def launched(study, tmp_path_factory):
+    """The folder written to, and what was printed."""
     out = tmp_path_factory.mktemp("paper")
-    assert main(["--runs", str(study), "--out", str(out)]) == 0
-    return out
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main(["--runs", str(study), "--out", str(out)]) == 0
+    return out, printed.getvalue().splitlines()
+
+
+@pytest.fixture(scope="module")
+def made(launched):
+    return launched[0]
 
 
 def files(folder):
@@ -131,7 +140,7 @@ def test_tables_figures_verdicts_and_report_are_written(made):
 
 def test_every_file_says_where_it_comes_from(made):
     note = (
-        b"Made by `python -m analysis.paper` from 39 runs of 2023-11-14 to 2023-11-14;"
+        b"Made by `python -m analysis.paper` from 42 runs of 2023-11-14 to 2023-11-14;"
         b" commits c0ffeec0ff; a machine; a tool 1."
     )
     for name, content in files(made).items():
@@ -156,6 +165,12 @@ def test_the_markdown_report_shows_files_that_are_there(made):
     assert {f"figures/{name}.png" for name in FIGURES} == set(shown)
     for line in (made / "report.md").read_text().splitlines():
         assert "nan" not in re.findall(r"\w+", line.lower())
+
+
+def test_rows_of_markdown_tables_have_the_cells_of_their_heading(made):
+    for path in made.rglob("*.md"):
+        for block in re.findall(r"(?:^\|.*\n)+", path.read_text(), re.MULTILINE):
+            assert len({line.count("|") for line in block.splitlines()}) == 1, block
 
 
 def test_every_claim_has_a_verdict_on_what_was_run(made):
@@ -189,18 +204,17 @@ def test_tables_hold_the_runs(made):
     assert float(stronger.loc["1", "FGSM any"].split()[0]) <= lowest
 
 
-def test_missing_sweeps_are_listed(study, made, tmp_path, capsys):
+def test_missing_sweeps_are_listed(study, launched):
     launches = commands(load(study))
     start = "python -m pipelines.attack -m experiment"
     assert f"{start}=stronger_cw model=mnist_a bits=2,4,8,12,16  # 5 of 7 cells: stronger attacks" in launches
     assert not any("figure6 model=mnist_a" in launch for launch in launches)
-    report = (made / "report.md").read_text()
+    out, printed = launched
+    report = (out / "report.md").read_text()
     for launch in launches:
         assert f"    {launch}\n" in report
-    assert main(["--runs", str(study), "--out", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out.splitlines()
     assert printed[:-1] == [f"missing: {launch}" for launch in launches]
-    assert printed[-1].startswith(f"written to {tmp_path}")
+    assert printed[-1].startswith(f"written to {out}")
 
 
 def test_trainings_alone_make_a_report(tmp_path):

@@ -64,8 +64,9 @@ def store(tmp_path_factory):
     )
     labels = torch.zeros(IMAGES, dtype=torch.int64)
     save_examples(folder / "adversarial.safetensors", AdversarialExamples(bright(IMAGES), labels, labels.clone(), {}))
-    save_file({"images": torch.stack([bright(12), bright(12, by=0.5)]), "iterations": torch.tensor([0, 5]), "clean": bright(12)},
-              folder / "snapshots.safetensors")  # fmt: skip
+    after = torch.stack([bright(IMAGES), bright(IMAGES, by=0.5)])
+    snapshots = {"clean": bright(IMAGES), "images": after, "iterations": torch.tensor([0, 5])}
+    save_file(snapshots, folder / "snapshots.safetensors")
     for name in ("adversarial", "snapshots"):
         store.client.log_artifact(whole, str(folder / f"{name}.safetensors"), "examples")
     images = pd.DataFrame({"target_bits": ["FP", "1"], "index": [4, 4], "evaded": [True, False]})
