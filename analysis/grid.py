@@ -88,7 +88,14 @@ def sweeps(model: str) -> dict[str, Sweep]:
             model,
             "stronger attacks",
             bits,
-            {**_FIRST, "attack": "cw", "variant": "adam", "attack.confidence": "0", "seed": "0"},
+            {
+                **_FIRST,
+                "attack": "cw",
+                "variant": "adam",
+                "attack.confidence": "0",
+                "attack.max_iter": "100",
+                "seed": "0",
+            },
         ),
         Sweep(
             "stronger_boundary",

@@ -1,4 +1,7 @@
-"""Effects with intervals: bootstrap over images, and over training seeds where there are several."""
+"""Effects with intervals: bootstrap over images, and over attack and training seeds where there are several.
+
+Rates, whose bootstrap would have no width at 0 and 1, are drawn from Jeffreys' posterior instead.
+"""
 
 from __future__ import annotations
 
@@ -75,15 +78,19 @@ def _mean_of_resampled(parts: Sequence[np.ndarray], rng: np.random.Generator) ->
 
 def _resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     n = len(values)
-    distinct, counts = np.unique(values, return_counts=True)
-    if len(distinct) <= 16:
-        return rng.multinomial(n, counts / n, size=DRAWS) @ distinct / n
+    if np.isin(values, (0, 1)).all():
+        return _rate_draws(int(values.sum()), n, rng)
     return np.array([values[rng.integers(n, size=n)].mean() for _ in range(DRAWS)])
+
+
+def _rate_draws(hits: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Jeffreys' posterior of a rate, which unlike the bootstrap has a width where no image or every image counts."""
+    return rng.beta(hits + 0.5, n - hits + 0.5, size=DRAWS)
 
 
 def rate_estimate(rate: float, n: int, rng: np.random.Generator) -> Estimate:
     """A published rate of which only its value and the number of images are known."""
-    return Estimate(rate, rng.binomial(n, rate, size=DRAWS) / n, n=n)
+    return Estimate(rate, _rate_draws(round(rate * n), n, rng), n=n)
 
 
 def constant(value: float) -> Estimate:

@@ -17,8 +17,6 @@ SWEEPS = [(model, name) for model in MODELS for name in sweeps(model)]
 NOTHING = Study(pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
 # axes of which the experiment file alone has other values: `commands` gives them
 GIVEN = {
-    ("mnist_a", "table3"): ["training.seed=0,1,2"],
-    ("resnet20", "table3"): ["training.seed=0,1,2"],
     ("mnist_a", "controls"): ["quantizer=clip_only"],
     ("resnet20", "transfer_capacity"): ["targets.model=resnet32"],
 }
