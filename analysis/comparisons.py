@@ -55,7 +55,7 @@ def _same_budget(ours: Ours, model: str, bits: str, attack: str) -> dict[tuple[s
         kept = ours.kept_by_attack(model, bits, attack)
     except AbsentError:
         return {}
-    names = {attack: group, "pgd, cross-entropy": "PGD", "pgd, margin": "PGD margin", "square": "Square"}
+    names = {attack: "itself", "pgd, cross-entropy": "PGD", "pgd, margin": "PGD margin", "square": "Square"}
     cells = {(group, title): f"{kept[name].mean():.3f}" for name, title in names.items() if name in kept}
     if kept.shape[1] == 1:
         return cells

@@ -24,6 +24,7 @@ from analysis.statistics import (
 from analysis.study import Study
 
 Z_SCORE = 1.0
+CORRELATION = 0.3
 _LINF_ATTACKS = ("pgd", "square")
 
 
@@ -45,8 +46,12 @@ class Source(Protocol):
     def boundary_after(self, model: str, bits: str, iterations: int, *, scale: float = 1.0) -> Estimate:
         """Mean L2 of Boundary's images after that many iterations, times `scale`."""
 
-    def unrecognisable(self, model: str, bits: str) -> Estimate:
-        """Share of Boundary's images whose L2 has a z-score of at least 1 among all of them."""
+    def unrecognisable(self, model: str, bits: str, rule: str = "correlation") -> Estimate:
+        """Share of Boundary's images that look like noise.
+
+        `rule`: ``correlation`` with the clean image below 0.3, or ``z-score`` of the L2, among all of
+        them, of at least 1.
+        """
 
     def label_in_top_two(self, model: str, bits: str) -> Estimate:
         """Share of the unrecognisable images whose label is among the two most probable classes."""
@@ -83,7 +88,7 @@ class Paper:
     def small_fgsm(self, model: str) -> Estimate:
         return rate_estimate(published.SMALL_EPS_FGSM[model], published.IMAGES, _generator(model))
 
-    def unrecognisable(self, model: str, bits: str) -> Estimate:
+    def unrecognisable(self, model: str, bits: str, rule: str = "correlation") -> Estimate:
         share = published.UNRECOGNISABLE[model, bits] / published.IMAGES
         return rate_estimate(share, published.IMAGES, _generator(model, bits))
 
@@ -189,13 +194,14 @@ class Ours:
         return constant(float(at["l2"].mean()) * scale)
 
     @_remembered
-    def unrecognisable(self, model: str, bits: str) -> Estimate:
-        return mean_estimate([[_far(part) for part in self._figure6(model, bits)]], _generator(model, bits, "far"))
+    def unrecognisable(self, model: str, bits: str, rule: str = "correlation") -> Estimate:
+        flags = [_NOISE[rule](part) for part in self._figure6(model, bits)]
+        return mean_estimate([flags], _generator(model, bits, rule))
 
     @_remembered
     def label_in_top_two(self, model: str, bits: str) -> Estimate:
         parts = self._figure6(model, bits)
-        ranks = [part.loc[_far(part), "label_rank"].dropna().to_numpy(dtype=float) for part in parts]
+        ranks = [part.loc[_unlike(part), "label_rank"].dropna().to_numpy(dtype=float) for part in parts]
         return self._mean([[values <= 1 for values in ranks]], model, bits, "top two")
 
     @_remembered
@@ -261,9 +267,11 @@ class Ours:
 
     def _figure6(self, model: str, bits: str) -> list[pd.DataFrame]:
         runs = self._runs(model, "figure6", bits)
-        if runs.empty:
+        images = [self._images[key] for key in runs["fingerprint"]] if len(runs) else []
+        images = [part for part in images if part["correlation"].notna().any()]
+        if not images:
             raise AbsentError(f"no Boundary runs on 3,000 images of {model} {bits}")
-        return [self._images[key] for key in runs["fingerprint"]]
+        return images
 
     def _runs(self, model: str, sweep: str, bits: str | None = None, **params: str) -> pd.DataFrame:
         if (model, sweep) not in self._selected:
@@ -281,10 +289,16 @@ class Ours:
             raise AbsentError(f"no successful images in {' '.join(map(str, key))}") from None
 
 
+def _unlike(images: pd.DataFrame) -> np.ndarray:
+    return (images["success"] & (images["correlation"] < CORRELATION)).to_numpy()
+
+
 def _far(images: pd.DataFrame) -> np.ndarray:
-    """Which images' L2 has a z-score of at least 1 (among the successful ones)."""
     l2 = images["l2"].where(images["success"])
     return ((l2 - l2.mean()) / l2.std() >= Z_SCORE).to_numpy()
+
+
+_NOISE = {"correlation": _unlike, "z-score": _far}
 
 
 def _by_fingerprint(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

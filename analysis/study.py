@@ -36,6 +36,7 @@ TABLES = {
 PICTURES = 10
 _IMAGE_COLUMNS = [
     "fingerprint", "index", "label", "adv_prediction", "evaded", "success", "gave_up", "label_rank", "l0", "l2", "linf",
+    "correlation",
 ]  # fmt: skip
 
 
@@ -124,7 +125,7 @@ def _slim(images: pd.DataFrame) -> pd.DataFrame:
     """The columns that analyses use, in types of their size."""
     images = images.reindex(columns=_IMAGE_COLUMNS)
     narrow = {"index": "int32", "label": "int16", "adv_prediction": "int16", "label_rank": "Int8", "l0": "int32"}
-    floats = {"l2": "float32", "linf": "float32"}
+    floats = dict.fromkeys(("l2", "linf", "correlation"), "float32")
     flags = dict.fromkeys(("evaded", "success", "gave_up"), bool)
     return images.astype({**narrow, **floats, **flags, "fingerprint": "category"}) if len(images) else images
 

@@ -26,7 +26,8 @@ def per_image_record(
     `target` (targeted attacks only), `evaded` (adversarial image not classified as its label),
     `success` (evaded; for a targeted attack: classified as the target), `gave_up` (returned
     unchanged and not successful), `outcome` in words, `l0` (changed input values, channels counted
-    apart), `l1`, `l2`, `linf` (pixels in [0, 1]) and, on the adversarial image, `margin` (logit of the
+    apart), `l1`, `l2`, `linf` (pixels in [0, 1]), `correlation` (Pearson's, of the input values of the clean and
+    the adversarial image; NaN where either is uniform) and, on the adversarial image, `margin` (logit of the
     label minus the largest other logit) and `label_rank` (classes whose logit is larger than the
     label's: 0 where the label is still predicted, at most 1 where it is among the first two).
     """
@@ -50,6 +51,7 @@ def per_image_record(
         "l1": difference.abs().sum(1),
         "l2": difference.norm(dim=1),
         "linf": difference.abs().amax(1),
+        "correlation": _correlation(x, x_adv),
         "margin": (own - others).squeeze(1),
         "label_rank": (adv_logits > own).sum(1),
     }
@@ -58,6 +60,13 @@ def per_image_record(
     frame.loc[frame["gave_up"], "outcome"] = "attack gave up: returned clean"
     frame.loc[frame["success"], "outcome"] = "success"
     return frame
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation (n,) of images (n, …)."""
+    a, b = (images.flatten(1).double() for images in (a, b))
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
 
 
 def wilson_interval(hits: int, n: int) -> tuple[float, float]:

@@ -210,8 +210,9 @@ WANTED = {
         "L2 at 1,000 – 90 % of L2 at 15": q("boundary_after", M, "1", 1000) - q("boundary_after", M, "1", 15, scale=0.9)
     },
     "unrecognisable-only-when-quantised": {f"{m} FP": 0.01 - q("unrecognisable", m, "FP") for m in (M, R)},
+    "z-score-finds-the-unrecognisable": {f"{m} FP": 0.01 - q("unrecognisable", m, "FP", "z-score") for m in (M, R)},
     "unrecognisable-are-rare": {f"{m} 1": 0.1 - q("unrecognisable", m, "1") for m in (M, R)},
-    "unrecognisable-keep-the-label-second": {f"{m} 1": q("label_in_top_two", m, "1") - 0.99 for m in (M, R)},
+    "unrecognisable-keep-the-label-second": {f"{m} 1": q("label_in_top_two", m, "1") - 0.95 for m in (M, R)},
     "cifar-needs-less-fgsm": {"FP": q("small_fgsm", M) - q("small_fgsm", R)},
     "cifar-needs-less-distance": {
         f"{a} {b}": far(M, b, a) - far(R, b, a) for a in ("jsma", "cw", "boundary") for b in BITS

@@ -57,6 +57,14 @@ def test_margin_is_the_label_over_the_best_other_class():
     assert record([2, 1, 2, 1])["margin"].tolist() == [-2, 2, 2, -2]
 
 
+def test_correlation_is_pearson_s_over_all_input_values():
+    x = torch.tensor([[0.0, 0.25, 0.5, 1.0], [0.0, 0.25, 0.5, 1.0], [0.5, 0.5, 0.5, 0.5]]).reshape(3, 1, 2, 2)
+    x_adv = torch.tensor([[0.0, 0.125, 0.25, 0.5], [1.0, 0.75, 0.5, 0.0], [0.0, 0.5, 0.5, 1.0]]).reshape(3, 1, 2, 2)
+    logits = torch.eye(3)
+    frame = per_image_record(torch.arange(3), torch.arange(3), x, x_adv, logits, logits)
+    assert frame["correlation"].tolist() == pytest.approx([1.0, -1.0, float("nan")], nan_ok=True)
+
+
 def test_label_rank_counts_the_classes_above_the_label():
     x = torch.zeros(4, 1, 2, 2)
     logits = torch.tensor([[3.0, 1, 2], [6, 5, 1], [2, 1, 2], [1, 2, 3]])
