@@ -265,7 +265,7 @@ def _unrecognisable(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
 def _small_steps(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
     """Figure 7: FGSM with a barely visible ε on the FP network."""
     runs = select(study, sweeps(model)["figure7"])
-    if runs.empty or f"{_key(runs)}.adversarial" not in study.pictures:
+    if runs.empty or f"{_key(runs)}.first" not in study.pictures:
         return
     left = ours.small_fgsm(model)
     low, high = left.interval
@@ -274,7 +274,7 @@ def _small_steps(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
         f"Figure 7, {TITLES[model]} FP: FGSM with ε = {float(runs['params.attack.eps'].iloc[0]):g}; adversarial"
         f" accuracy {left.value:.3f} ({low:.3f} … {high:.3f}, n = {left.n:,}), in the paper"
         f" {published.SMALL_EPS_FGSM[model]:.3f}.",
-        _pictures([study.pictures[f"{_key(runs)}.adversarial"]]),
+        _pictures([study.pictures[f"{_key(runs)}.first"]]),
     )
 
 

@@ -34,6 +34,7 @@ TABLES = {
     "transferred": ("transfer", "transferred.json"),
 }
 PICTURES = 10
+_PICTURED = {"fgsm": "first", "boundary": "farthest"}
 _IMAGE_COLUMNS = [
     "fingerprint", "index", "label", "adv_prediction", "evaded", "success", "gave_up", "label_rank", "l0", "l2", "linf",
     "correlation",
@@ -50,8 +51,9 @@ class Study:
         progress: one row per kept iteration of an attack.
         transfers: one row per transfer cell and target network.
         transferred: one row per transfer cell, target and image.
-        pictures: ``FINGERPRINT.adversarial``, ``.clean`` (k, c, h, w) and ``.snapshots`` (iterations, k, c, h, w),
-            after ``.iterations``, of the first images, and of Boundary ``.farthest``, those with the largest L2; uint8.
+        pictures: adversarial images, uint8: ``FINGERPRINT.first`` (k, c, h, w) of FGSM, ``.farthest`` of Boundary,
+            those with the largest L2; where there are snapshots, ``.snapshots`` (iterations, k, c, h, w) of the
+            first images after ``.iterations``, and the ``.clean`` ones.
     """
 
     train: pd.DataFrame
@@ -134,13 +136,13 @@ def _pictures(client: MlflowClient, row: pd.Series, images: pd.DataFrame | None)
     """The first adversarial examples of a run and their snapshots; of Boundary the farthest, too."""
     found = {}
     key = row["fingerprint"]
-    examples = _artifact(client, row["run_id"], "examples/adversarial.safetensors")
-    if examples is not None:
+    attack = row["params.attack"]
+    examples = _artifact(client, row["run_id"], "examples/adversarial.safetensors") if attack in _PICTURED else None
+    if examples is not None and images is not None:
+        l2 = images["l2"].where(images["success"], 0).to_numpy()
+        order = np.argsort(-l2, kind="stable") if attack == "boundary" else np.arange(len(l2))
         with safe_open(examples, framework="numpy") as stored:
-            found[f"{key}.adversarial"] = _bytes(stored.get_slice("x_adv")[:PICTURES])
-            if row["params.attack"] == "boundary" and images is not None:
-                far = np.argsort(-images["l2"].where(images["success"], 0).to_numpy(), kind="stable")[:PICTURES]
-                found[f"{key}.farthest"] = _bytes(stored.get_tensor("x_adv")[far])
+            found[f"{key}.{_PICTURED[attack]}"] = _bytes(stored.get_tensor("x_adv")[order[:PICTURES]])
     snapshots = _artifact(client, row["run_id"], "examples/snapshots.safetensors")
     if snapshots is not None:
         stored_snapshots = load_file(snapshots)

@@ -84,7 +84,7 @@ def synthetic():
     )
     rng = np.random.default_rng(0)
     shade = rng.integers(256, size=(4, 10, 1, 28, 28), dtype=np.uint8)
-    pictures = {f"{key}.adversarial": shade[0] for key in attack["fingerprint"]}
+    pictures = {f"{key}.first": shade[0] for key in attack["fingerprint"]}
     pictures |= {f"{key}.snapshots": shade for key in long["fingerprint"]}
     pictures |= {f"{key}.clean": shade[1] for key in long["fingerprint"]}
     pictures |= {f"{key}.iterations": np.array([0, 100, 200, 1000]) for key in long["fingerprint"]}

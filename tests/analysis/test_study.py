@@ -67,8 +67,9 @@ def store(tmp_path_factory):
     after = torch.stack([bright(IMAGES), bright(IMAGES, by=0.5)])
     snapshots = {"clean": bright(IMAGES), "images": after, "iterations": torch.tensor([0, 5])}
     save_file(snapshots, folder / "snapshots.safetensors")
-    for name in ("adversarial", "snapshots"):
-        store.client.log_artifact(whole, str(folder / f"{name}.safetensors"), "examples")
+    single = store.log("attack", "single", params={"attack": "fgsm"}, tables={"per_image.json": record()})
+    for run_id, name in ((whole, "adversarial"), (whole, "snapshots"), (single, "adversarial")):
+        store.client.log_artifact(run_id, str(folder / f"{name}.safetensors"), "examples")
     images = pd.DataFrame({"target_bits": ["FP", "1"], "index": [4, 4], "evaded": [True, False]})
     targets = pd.DataFrame({"target_bits": ["FP", "1"], "n": [9, 9], "transfer_rate": [0.5, 0.25]})
     store.log("transfer", "moved", params={"attack": "fgsm"},
@@ -83,7 +84,7 @@ def study(store):
 
 def test_complete_runs_are_read_with_parameters_as_text_and_metrics_as_numbers(study):
     assert (len(study.train), len(study.transfer)) == (1, 1)
-    assert set(study.attack["fingerprint"]) == {"bare", "twice", "elsewhere", "whole"}
+    assert set(study.attack["fingerprint"]) == {"bare", "twice", "elsewhere", "whole", "single"}
     whole = study.attack.set_index("fingerprint").loc["whole"]
     assert (whole["params.attack.eps"], whole["metrics.n"], whole["hardware"]) == ("0.25", IMAGES, "a machine")
     assert study.train["metrics.test_accuracy"].item() == 0.98
@@ -95,11 +96,11 @@ def test_of_a_fingerprint_the_newest_run_counts(study):
 
 
 def test_images_hang_on_their_run_by_its_fingerprint(study):
-    assert set(study.images["fingerprint"]) == {"whole"}
-    wanted = record()
+    assert set(study.images["fingerprint"]) == {"whole", "single"}
+    wanted, images = record(), study.images[study.images["fingerprint"] == "whole"]
     for name in ("index", "evaded", "success", "gave_up", "label_rank", "l0"):
-        assert study.images[name].tolist() == wanted[name].tolist()
-    assert study.images["l2"].tolist() == pytest.approx(wanted["l2"].tolist(), rel=1e-6)
+        assert images[name].tolist() == wanted[name].tolist()
+    assert images["l2"].tolist() == pytest.approx(wanted["l2"].tolist(), rel=1e-6)
 
 
 def test_other_tables_hang_on_their_run_by_its_fingerprint(study):
@@ -111,10 +112,10 @@ def test_other_tables_hang_on_their_run_by_its_fingerprint(study):
 
 def test_pictures_are_the_first_images_and_snapshots_and_the_farthest_successful_ones(study):
     assert set(study.pictures) == {
-        f"whole.{name}" for name in ("adversarial", "clean", "snapshots", "iterations", "farthest")
-    }
+        "single.first", *(f"whole.{name}" for name in ("clean", "snapshots", "iterations", "farthest")),
+    }  # fmt: skip
     shades = np.round(np.linspace(0, 1, IMAGES) * 255)
-    first, after = study.pictures["whole.adversarial"], study.pictures["whole.snapshots"]
+    first, after = study.pictures["single.first"], study.pictures["whole.snapshots"]
     assert first.dtype == np.uint8
     assert first.shape == (PICTURES, 1, 4, 4)
     assert first[:, 0, 0, 0].tolist() == shades[:PICTURES].tolist()
@@ -158,7 +159,7 @@ def test_an_empty_folder_is_no_study(tmp_path):
 
 def test_a_store_is_exported_from_the_command_line(store, study, tmp_path, capsys):
     assert main(["--tracking-uri", store.uri, "--out", str(tmp_path / "runs")]) == 0
-    assert f"1 train, 4 attack, 1 transfer runs written to {tmp_path / 'runs'}" in capsys.readouterr().out
+    assert f"1 train, 5 attack, 1 transfer runs written to {tmp_path / 'runs'}" in capsys.readouterr().out
     same(load(tmp_path / "runs"), study)
 
 
