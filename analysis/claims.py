@@ -185,7 +185,7 @@ CLAIMS: tuple[Claim, ...] = (
         "More iterations do not bring Boundary images of 1-bit Mnist A closer.",
         [
             Contrast(
-                "L2 at 1,000 – 90 % of L2 at 15",
+                "mnist_a 1, L2 at 1,000 – 90 % of that at 15",
                 methodcaller("boundary_after", "mnist_a", "1", 1000),
                 methodcaller("boundary_after", "mnist_a", "1", 15, scale=0.9),
             )

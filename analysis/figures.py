@@ -287,7 +287,7 @@ def _transfer(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
         rows = study.transfers.merge(runs[["fingerprint", "params.bits", "params.attack"]], on="fingerprint")
         for target, part in rows.groupby("target_model"):
             attacks = [attack for attack in ATTACKS if attack in set(part["params.attack"])]
-            figure = Figure(figsize=(2.6 * len(attacks) + 0.6, 2.9))
+            figure = Figure(figsize=(2.6 * len(attacks) + 0.6, 3.3))
             axes = np.atleast_1d(figure.subplots(1, len(attacks)))
             for axis, attack in zip(axes, attacks, strict=True):
                 matrix = part[part["params.attack"] == attack].pivot_table(

@@ -75,7 +75,8 @@ def _sized(table: PaperTable, runs: pd.DataFrame) -> PaperTable:
         sizes = runs.groupby(["params.model", "params.attack"])["metrics.n"].min().astype(int)
         usual = int(sizes.mode().iloc[0])
         others = [f"{' '.join(map(str, key))} {n:,}" for key, n in zip(sizes.index, sizes, strict=True) if n != usual]
-        table.caption += f" n = {usual:,} images per attack seed" + (f" ({', '.join(others)})." if others else ".")
+        exceptions = f" ({', '.join(others)})" if others else ""
+        table.caption += f" Training seed 0, n = {usual:,} images per attack seed{exceptions}."
     table.commands.clear()
     return table
 

@@ -207,7 +207,9 @@ WANTED = {
         "mnist_a 1 at 1,000 – FP at 200": q("boundary_after", M, "1", 1000) - q("boundary_after", M, "FP", 200)
     },
     "boundary-no-progress-at-1-bit": {
-        "L2 at 1,000 – 90 % of L2 at 15": q("boundary_after", M, "1", 1000) - q("boundary_after", M, "1", 15, scale=0.9)
+        "mnist_a 1, L2 at 1,000 – 90 % of that at 15": (
+            q("boundary_after", M, "1", 1000) - q("boundary_after", M, "1", 15, scale=0.9)
+        )
     },
     "unrecognisable-only-when-quantised": {f"{m} FP": 0.01 - q("unrecognisable", m, "FP") for m in (M, R)},
     "z-score-finds-the-unrecognisable": {f"{m} FP": 0.01 - q("unrecognisable", m, "FP", "z-score") for m in (M, R)},
