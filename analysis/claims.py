@@ -501,7 +501,9 @@ def main(arguments: list[str] | None = None) -> int:
         if table.empty:
             print(f"error: no claim {chosen.claim}, or no runs for it", file=sys.stderr)
             return 1
-        console.print(table.drop(columns="claim").to_string(index=False, float_format="%.3f"), highlight=False)
+        console.print(
+            table.drop(columns="claim").to_string(index=False, float_format="%.3f"), highlight=False, soft_wrap=True
+        )
         return 0
     grid = Table("claim", "where", "paper's table", "our runs", "effect (95 %)", "contrasts for/against/of")
     for theirs, mine in zip(paper, ours, strict=True):

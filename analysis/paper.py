@@ -66,6 +66,8 @@ def _tables(study: Study, ours: Ours) -> dict[str, PaperTable]:
         comparisons.agreement(ours),
         comparisons.controls(study),
     ]
+    for table in made:
+        table.commands.clear()  # `commands` of the whole study takes their place
     return {table.name: table for table in made if table.sections}
 
 
@@ -77,7 +79,6 @@ def _sized(table: PaperTable, runs: pd.DataFrame) -> PaperTable:
         others = [f"{' '.join(map(str, key))} {n:,}" for key, n in zip(sizes.index, sizes, strict=True) if n != usual]
         exceptions = f" ({', '.join(others)})" if others else ""
         table.caption += f" Training seed 0, n = {usual:,} images per attack seed{exceptions}."
-    table.commands.clear()
     return table
 
 

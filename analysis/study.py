@@ -34,6 +34,7 @@ TABLES = {
     "transferred": ("transfer", "transferred.json"),
 }
 PICTURES = 10
+_PLACES = ("work=", "tracking.", "data.root=")
 _PICTURED = {"fgsm": "first", "boundary": "farthest"}
 _IMAGE_COLUMNS = [
     "fingerprint", "index", "label", "adv_prediction", "evaded", "success", "gave_up", "label_rank", "l0", "l2", "linf",
@@ -104,7 +105,18 @@ def load(folder: Path) -> Study:
 
 
 def _newest(runs: pd.DataFrame) -> pd.DataFrame:
-    return newest(runs).reset_index(drop=True) if len(runs) else runs
+    """The newest run of each cell, without the places where its machine kept things."""
+    if runs.empty:
+        return runs
+    return newest(runs).reset_index(drop=True).assign(overrides=lambda kept: kept["overrides"].map(_without_places))
+
+
+def _without_places(overrides: str) -> str:
+    """
+    >>> _without_places("work=/scratch trainer.threads=1 tracking.artifacts=/runs")
+    'trainer.threads=1'
+    """
+    return " ".join(word for word in overrides.split() if not word.startswith(_PLACES))
 
 
 def _progress(runs: pd.DataFrame, what: str) -> Iterator[pd.Series]:
