@@ -1,7 +1,8 @@
 """The tracked runs of a study in one piece: read from a store, or from a folder that is committed.
 
 ``python -m analysis.study --study NAME … --out results/runs`` copies what tables, figures and verdicts need
-out of a tracking store, so that they can be made again where the store is not.
+out of a tracking store, so that they can be made again where the store is not. It adds to what the folder
+holds, so that a study can be made on several machines, one after another.
 """
 
 from __future__ import annotations
@@ -82,6 +83,22 @@ def from_store(uri: str, studies: Sequence[str] = ()) -> Study:
     for row in _progress(runs["attack"], "pictures"):
         pictures |= _pictures(client, row, images.get(row["fingerprint"]))
     return Study(**runs, **tables, pictures=pictures)
+
+
+def merged(old: Study, new: Study) -> Study:
+    """Both studies in one; of a cell that both have, the one of `new`."""
+    replaced = {key for kind in KINDS for key in getattr(new, kind).get("fingerprint", ())}
+
+    def together(name: str) -> pd.DataFrame:
+        before, after = getattr(old, name), getattr(new, name)
+        kept = before[~before["fingerprint"].isin(replaced)] if len(before) else before
+        parts = [part.astype({"fingerprint": str}) for part in (kept, after) if len(part)]
+        return pd.concat(parts, ignore_index=True) if parts else after
+
+    tables = {name: together(name) for name in (*KINDS, *TABLES)}
+    tables["images"] = _slim(tables["images"])
+    kept = {name: images for name, images in old.pictures.items() if name.partition(".")[0] not in replaced}
+    return Study(**tables, pictures=kept | new.pictures)
 
 
 def save(study: Study, folder: Path) -> None:
@@ -183,6 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--study", action="append", default=[], help="only runs of this study (may be repeated)")
     parser.add_argument("--tracking-uri", default=default_uri(), help="MLflow store (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/runs"), help="folder (default: %(default)s)")
+    parser.add_argument("--replace", action="store_true", help="drop what the folder holds instead of adding to it")
     chosen = parser.parse_args(arguments)
     try:
         study = from_store(chosen.tracking_uri, chosen.study)
@@ -192,6 +210,9 @@ def main(arguments: list[str] | None = None) -> int:
     if study.attack.empty and study.train.empty:
         print(f"error: no complete runs in {chosen.tracking_uri}: launch a sweep first", file=sys.stderr)
         return 1
+    if not chosen.replace:
+        with suppress(LookupError):
+            study = merged(load(chosen.out), study)
     save(study, chosen.out)
     counts = ", ".join(f"{len(getattr(study, kind))} {kind}" for kind in KINDS)
     print(f"{counts} runs written to {chosen.out.absolute()}")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,7 +7,7 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import save_file
 
-from analysis.study import KINDS, PICTURES, TABLES, Study, from_store, load, main, save
+from analysis.study import KINDS, PICTURES, TABLES, Study, from_store, load, main, merged, save
 from attacks import AdversarialExamples, per_image_record, save_examples
 
 IMAGES = 12
@@ -169,3 +171,31 @@ def test_without_runs_there_is_a_message_and_a_status(store, tmp_path, capsys):
     assert main(["--tracking-uri", f"sqlite:///{tmp_path / 'none.db'}", "--out", str(tmp_path / "runs")]) == 1
     assert "no complete runs" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_merging_keeps_what_only_the_old_study_has_and_takes_the_rest_from_the_new(study):
+    older = study.attack.assign(started=0.0, **{"metrics.n": 1.0})
+    gone = older.iloc[:1].assign(fingerprint="gone")
+    images = study.images.astype({"fingerprint": str})
+    old = replace(
+        study,
+        attack=pd.concat([older, gone], ignore_index=True),
+        images=pd.concat([images, images.iloc[:2].assign(fingerprint="gone")], ignore_index=True),
+        pictures={"gone.first": np.zeros(1), "whole.clean": np.zeros(1)},
+    )
+    both = merged(old, study)
+    assert sorted(both.attack["fingerprint"]) == sorted([*study.attack["fingerprint"], "gone"])
+    assert both.attack.set_index("fingerprint").loc["whole", "metrics.n"] == IMAGES
+    assert (both.images["fingerprint"] == "gone").sum() == 2
+    assert len(both.images) == len(study.images) + 2
+    assert set(both.pictures) == {*study.pictures, "gone.first"}
+    assert both.pictures["whole.clean"].shape == study.pictures["whole.clean"].shape
+
+
+def test_merging_with_nothing_changes_nothing(study):
+    nothing = Study(pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
+    for both in (merged(nothing, study), merged(study, nothing)):
+        for name in (*KINDS, *TABLES):
+            pd.testing.assert_frame_equal(
+                getattr(both, name), getattr(study, name), check_dtype=False, check_categorical=False
+            )
