@@ -52,19 +52,23 @@ def cifar10(
         with tarfile.open(archive) as packed:
             packed.extractall(root, filter="data")
     train, (images, labels) = (_read(folder, names, advice) for names in (TRAIN, TEST))
-    original = np.delete(np.arange(len(labels)), _not_original(folder))
+    original = np.delete(np.arange(len(labels)), _not_original(folder, len(labels)))
     test = images[original], labels[original]
     return assemble("cifar10", CLASSES, train, test, validation=validation, split_seed=split_seed)
 
 
-def _not_original(folder: Path) -> list[int]:
+def _not_original(folder: Path, count: int) -> list[int]:
+    """Positions, among `count` test images, of those that are not the original pixels."""
     path = folder / NOT_ORIGINAL
     if not path.is_file():
         return []
     try:
-        return [int(position) for position in json.loads(path.read_text())["test"]]
+        positions = [int(position) for position in json.loads(path.read_text())["test"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{path} is not {{"train": [positions], "test": [positions]}} ({error}): mend it') from error
+        raise DataError(f'{path} is not {{"train": [positions], "test": [positions]}} ({error!r}): mend it') from error
+    if not all(0 <= position < count for position in positions):
+        raise DataError(f"{path} names positions beyond the {count} test images: mend it")
+    return positions
 
 
 def _read(folder: Path, names: tuple[str, ...], advice: str) -> tuple[np.ndarray, np.ndarray]:

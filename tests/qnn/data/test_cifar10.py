@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qnn.data import ImageData, cifar10
-from qnn.data.cifar10 import CLASSES, TEST, TRAIN, safe_unpickle
+from qnn.data.cifar10 import CLASSES, NOT_ORIGINAL, TEST, TRAIN, safe_unpickle
 from qnn.data.images import DataError
 
 PER_FILE = 4
@@ -57,6 +57,24 @@ def test_batches_are_read_as_written(tmp_path: Path, as_bytes: bool):
     }
     for split in (data.train, data.validation):
         assert [rows[image.numpy().tobytes()] for image in split.images] == split.labels.tolist()
+
+
+def test_test_images_that_are_not_original_are_left_out(folder: Path):
+    (folder / NOT_ORIGINAL).write_text('{"train": [0, 1], "test": [1, 3]}')
+    data, expected = load(folder), contents(len(TRAIN))
+    assert torch.equal(data.test.images, torch.from_numpy(expected["data"][[0, 2]]).view(-1, 3, 32, 32))
+    assert data.test.labels.tolist() == [expected["labels"][0], expected["labels"][2]]
+    assert len(data.train) + len(data.validation) == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{", "mend it"), ("{}", "mend it"), ('{"test": 3}', "mend it"), ('{"test": [4]}', "beyond the 4")],
+)
+def test_a_bad_list_of_images_that_are_not_original_is_refused(folder: Path, text: str, reason: str):
+    (folder / NOT_ORIGINAL).write_text(text)
+    with pytest.raises(DataError, match=reason):
+        load(folder)
 
 
 def test_missing_batches_are_named(tmp_path: Path, folder: Path):
