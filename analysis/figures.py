@@ -92,7 +92,7 @@ def _against_bits(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
                 axis.set_ylim(-0.03, 1.03)
             if column == 0:
                 axis.set_ylabel(name)
-    axes[0, 0].legend(frameon=False, fontsize=7)
+    axes[0, -1].legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=7)
     figure.supxlabel("bits of weights and activations")
     if drawn:
         yield (
