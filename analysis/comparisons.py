@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from analysis import published
-from analysis.cells import ATTACKS, STUDY_BITS, newest
+from analysis.cells import ATTACKS, STUDY_BITS
 from analysis.grid import MODELS, select, sweeps
 from analysis.quantities import AbsentError, Ours, Paper
 from analysis.statistics import Estimate, rank_correlation
@@ -213,7 +213,6 @@ def controls(study: Study) -> PaperTable:
 
 def trainings(study: Study) -> pd.DataFrame:
     """One row per trained network: test accuracy, n of the test set, epochs, training seed, seconds."""
-    runs = newest(study.train) if len(study.train) else study.train
     columns = {
         "params.data": "data",
         "params.model": "model",
@@ -228,7 +227,7 @@ def trainings(study: Study) -> pd.DataFrame:
         "commit": "commit",
     }
     return (
-        runs.reindex(columns=list(columns))
+        study.train.reindex(columns=list(columns))
         .rename(columns=columns)
         .sort_values(["data", "model", "quantizer", "training_seed", "bits"], ignore_index=True)
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.claims import FAILS, HOLDS, Judgement
-from analysis.tables import STYLE, TITLES, PaperTable
+from analysis.tables import STYLE, TITLES, PaperTable, flat
 
 _MARKS = {HOLDS: "✔", FAILS: "✘"}
 
@@ -76,7 +76,7 @@ def markdown(title: str, sections: Sequence[Section], figures: Path, note: str) 
             elif isinstance(part, PaperTable):
                 parts += [f"### {part.heading}", part.caption]
                 for name, frame in part.sections.items():
-                    parts += [f"**{name}**", _flat(frame).to_markdown(disable_numparse=True)]
+                    parts += [f"**{name}**", flat(frame).to_markdown(disable_numparse=True)]
             else:
                 parts.append(part.to_markdown(index=False, disable_numparse=True))
         if section.code:
@@ -113,8 +113,3 @@ def html(title: str, sections: Sequence[Section], figures: Path, note: str) -> s
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{style}</style>'
     body.append(f"<footer>{escape(note)}</footer>")
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
-
-
-def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    columns = [" ".join(c) if isinstance(c, tuple) else c for c in frame.columns]
-    return frame.set_axis(columns, axis=1)

@@ -241,14 +241,14 @@ def write(table: PaperTable, folder: Path, note: str = "") -> list[Path]:
 def markdown(table: PaperTable) -> str:
     parts = [f"# {table.heading}", table.caption]
     for title, frame in table.sections.items():
-        parts += [f"## {title}", _flat(frame).to_markdown(disable_numparse=True)]
+        parts += [f"## {title}", flat(frame).rename_axis("bits").to_markdown(disable_numparse=True)]
     if table.commands:
         parts += ["Missing cells are filled by", "\n".join(f"    {command}" for command in table.commands)]
     return "\n\n".join(parts) + "\n"
 
 
 def csv(table: PaperTable) -> str:
-    frames = [_flat(frame).assign(network=title) for title, frame in table.sections.items()]
+    frames = [flat(frame).rename_axis("bits").assign(network=title) for title, frame in table.sections.items()]
     return pd.concat(frames).set_index("network", append=True).swaplevel().to_csv() if frames else ""
 
 
@@ -272,9 +272,10 @@ def html(table: PaperTable) -> str:
     return f"<!doctype html><html><head>{head}</head><body>{''.join(body)}</body></html>\n"
 
 
-def _flat(frame: pd.DataFrame) -> pd.DataFrame:
+def flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with its column levels joined into one."""
     columns = [" ".join(c) if isinstance(c, tuple) else c for c in frame.columns]
-    return frame.set_axis(columns, axis=1).rename_axis("bits")
+    return frame.set_axis(columns, axis=1)
 
 
 def _tex(text: str) -> str:
