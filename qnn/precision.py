@@ -18,7 +18,7 @@ class Precision:
 
     @classmethod
     def parse(cls, bits: str | int) -> Precision:
-        """Read ``FP``, ``k`` (weights and activations at k bits) or ``w1a4`` (either may be FP).
+        """Read ``FP`` (or ``32``), ``k`` (weights and activations at k bits) or ``w1a4`` (either may be FP).
 
         >>> Precision.parse("w1a4")
         Precision(weights=1, activations=4)
@@ -46,7 +46,7 @@ def _name(width: int | None) -> str:
 
 
 def _width(part: str, whole: str) -> int | None:
-    if part.upper() == "FP":
+    if part.upper() in ("FP", "32"):
         return None
     if not part.isdecimal() or not MIN_BITS <= int(part) <= MAX_BITS:
         raise ValueError(

@@ -5,7 +5,7 @@ All arithmetic is float32, also under autocast: bfloat16 cannot hold 12- or 16-b
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -124,9 +124,14 @@ class ClipActivation(nn.Module):
 
 
 class Quantizer(Protocol):
-    """What a network asks for when it is built."""
+    """What a network asks for when it is built.
 
-    quantizes: bool
+    Attributes:
+        topology: the one that goes with it: ``quantized`` (the seed paper's) or ``fp`` (the FP network's,
+            whose ReLUs are followed by the activation quantiser).
+    """
+
+    topology: Literal["fp", "quantized"]
 
     def weight(self) -> nn.Module: ...
 
@@ -142,7 +147,7 @@ class DoReFa:
 
     def __init__(self, bits: str | int) -> None:
         self.precision = Precision.parse(bits)
-        self.quantizes = not self.precision.is_full
+        self.topology: Literal["fp", "quantized"] = "fp" if self.precision.is_full else "quantized"
 
     def weight(self) -> nn.Module:
         bits = self.precision.weights
@@ -160,7 +165,7 @@ class ClipOnly:
         ValueError: `bits` is not FP.
     """
 
-    quantizes = True
+    topology: Literal["fp", "quantized"] = "quantized"
 
     def __init__(self, bits: str | int) -> None:
         if not Precision.parse(bits).is_full:

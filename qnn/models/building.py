@@ -13,13 +13,13 @@ def uses_quantized_topology(topology: str, quantizer: Quantizer) -> bool:
     """Resolve ``auto``.
 
     Raises:
-        ValueError: unknown topology, or ``fp`` together with a quantiser that does something.
+        ValueError: unknown topology, or ``fp`` together with a quantiser that needs the other.
     """
     if topology not in TOPOLOGIES:
         raise ValueError(f"topology={topology} is unknown: use one of {', '.join(TOPOLOGIES)}")
-    if topology == "fp" and quantizer.quantizes:
-        raise ValueError("topology=fp has no place for quantisers: it needs bits=FP and quantizer=dorefa")
-    return topology == "quantized" or quantizer.quantizes
+    if topology == "fp" and quantizer.topology == "quantized":
+        raise ValueError("topology=fp has no place for DoReFa's quantisers: it needs bits=FP or quantizer=uniform")
+    return "quantized" in (topology, quantizer.topology)
 
 
 def he_normal_(module: nn.Module) -> None:

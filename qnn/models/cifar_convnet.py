@@ -75,7 +75,7 @@ def _features(stages: Sequence[Sequence[tuple[int, int]]], quantizer: Quantizer,
                 layers += [nn.BatchNorm2d(channels, eps=1e-4 if quantized else 1e-5)]
             layers += [] if quantized else [nn.ReLU()]
             layers += [SamePool()] if pools else []
-            layers += [_bounded(quantizer)] if quantized else []
+            layers += [_bounded(quantizer)] if quantized else _quantized(quantizer)
             inputs = channels
     return layers
 
@@ -83,8 +83,16 @@ def _features(stages: Sequence[Sequence[tuple[int, int]]], quantizer: Quantizer,
 def _classifier(flat: int, classes: int, quantizer: Quantizer, quantized: bool) -> list[nn.Module]:
     fc0 = QuantLinear(flat, 1536, weight_quantizer=quantizer.weight())
     fc1 = QuantLinear(1536, 512, weight_quantizer=quantizer.weight())
-    middle: list[nn.Module] = [nn.BatchNorm1d(1536, eps=1e-4), _bounded(quantizer)] if quantized else [nn.ReLU()]
+    middle: list[nn.Module] = (
+        [nn.BatchNorm1d(1536, eps=1e-4), _bounded(quantizer)] if quantized else [nn.ReLU(), *_quantized(quantizer)]
+    )
     return [fc0, *middle, nn.Dropout(0.5), fc1, nn.ReLU(), nn.Linear(512, classes)]
+
+
+def _quantized(quantizer: Quantizer) -> list[nn.Module]:
+    """The activation quantiser, or nothing where there is nothing to quantise."""
+    activation = quantizer.activation()
+    return [] if isinstance(activation, nn.Identity) else [activation]
 
 
 def _bounded(quantizer: Quantizer) -> nn.Module:

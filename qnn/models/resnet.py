@@ -16,7 +16,8 @@ class ResNet(nn.Module):
 
     The quantised network is not the FP one plus quantisers: each block ends in an extra batch norm,
     ReLU, clip and quantise, whose output is added to the skip path, and the input of a block's first
-    convolution (batch norm, ReLU) is not quantised. Stem and head weights stay at full precision.
+    convolution (batch norm, ReLU) is not quantised. Quantisers that keep the FP topology quantise the input of
+    every convolution but the stem's. Stem and head weights stay at full precision.
 
     Args:
         n: blocks per stage.
@@ -27,9 +28,7 @@ class ResNet(nn.Module):
     def __init__(self, quantizer: Quantizer, *, n: int, classes: int = 10, topology: str = "auto") -> None:
         super().__init__()
         quantized = uses_quantized_topology(topology, quantizer)
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), *_bn_relu(16))
-        if quantized:
-            self.stem.append(quantizer.activation())
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), *_bn_relu(16), quantizer.activation())
         blocks: list[nn.Module] = []
         inputs = 16
         for stage, width in enumerate((16, 32, 64)):
@@ -51,15 +50,14 @@ class _Block(nn.Module):
         self.grows = width != inputs
         self.extra_channels = (width - inputs) // 2
         self.pre = nn.Sequential() if first else nn.Sequential(*_bn_relu(inputs))
+        if not (first or quantized):
+            self.pre.append(quantizer.activation())
         self.conv1 = QuantConv2d(
             inputs, width, 3, stride=2 if self.grows else 1, padding=1, bias=False, weight_quantizer=quantizer.weight()
         )
-        self.between = nn.Sequential(*_bn_relu(width))
+        self.between = nn.Sequential(*_bn_relu(width), quantizer.activation())
         self.conv2 = QuantConv2d(width, width, 3, padding=1, bias=False, weight_quantizer=quantizer.weight())
-        self.after = nn.Sequential()
-        if quantized:
-            self.between.append(quantizer.activation())
-            self.after = nn.Sequential(*_bn_relu(width), quantizer.activation())
+        self.after = nn.Sequential(*_bn_relu(width), quantizer.activation()) if quantized else nn.Sequential()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.after(self.conv2(self.between(self.conv1(self.pre(x)))))

@@ -184,7 +184,7 @@ def test_dorefa_gives_the_quantizers_of_its_bits(bits: str | int, weight: type, 
     quantizer = DoReFa(bits)
     assert type(quantizer.weight()) is weight
     assert type(quantizer.activation()) is activation
-    assert quantizer.quantizes == (bits != "FP")
+    assert quantizer.topology == ("fp" if bits == "FP" else "quantized")
 
 
 def test_dorefa_gives_weights_and_activations_their_own_width():
@@ -204,7 +204,7 @@ def test_clip_only_keeps_the_ranges_and_does_not_round():
     assert weight.abs().max() == 1
     assert len(weight.unique()) == len(w.unique())
     assert torch.equal(quantizer.activation()(w), w.clamp(0, 1))
-    assert quantizer.quantizes
+    assert quantizer.topology == "quantized"
 
 
 @MULTIBIT
