@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from qnn import models
 from qnn.layers import quantize_once, quantized_layers
 from qnn.packing import blank, decode, encode
-from qnn.quantizers import QUANTIZERS, DoReFaWeight
+from qnn.quantizers import ClipOnly, DoReFa, DoReFaWeight, Quantizer
+from qnn.uniform import Uniform
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "network.json"
+QUANTIZERS: dict[str, Callable[[str], Quantizer]] = {"dorefa": DoReFa, "clip_only": ClipOnly, "uniform": Uniform}
 
 
 class CheckpointError(ValueError):

@@ -93,8 +93,13 @@ class _ClipToLevels(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(grad, x, _BELOW_0, _ABOVE_1), None
 
 
-class DoReFaActivation(nn.Module):
+def clip_to_levels(x: Tensor, bits: int) -> Tensor:
     """q_k(clip(x, 0, 1)) (eq. 27): gradient 1 inside [0, 1], 0 outside."""
+    return _ClipToLevels.apply(x, 2**bits - 1)
+
+
+class DoReFaActivation(nn.Module):
+    """`clip_to_levels` of float32 values."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -102,7 +107,7 @@ class DoReFaActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return _ClipToLevels.apply(x.float(), 2**self.bits - 1)
+            return clip_to_levels(x.float(), self.bits)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}"
@@ -176,6 +181,3 @@ class ClipOnly:
 
     def activation(self) -> nn.Module:
         return ClipActivation()
-
-
-QUANTIZERS: dict[str, type[DoReFa] | type[ClipOnly]] = {"dorefa": DoReFa, "clip_only": ClipOnly}

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from qnn.quantizers import (
-    QUANTIZERS,
     ClipOnly,
     DoReFa,
     DoReFaActivation,
@@ -212,7 +211,3 @@ def test_clip_only_is_the_limit_of_dorefa(bits: int):
     w = noise(500)
     distance = (ClipOnly("FP").weight()(w) - DoReFa(bits).weight()(w)).abs().max()
     assert distance <= 1 / (2**bits - 1) + 1e-6
-
-
-def test_quantizers_are_found_by_name():
-    assert {"dorefa": DoReFa, "clip_only": ClipOnly} == QUANTIZERS

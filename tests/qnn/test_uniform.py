@@ -1,0 +1,89 @@
+import pytest
+import torch
+from torch import nn
+
+from qnn.uniform import Uniform, UniformActivation, UniformWeight
+
+WIDTHS = pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+
+
+def weights() -> torch.Tensor:
+    return torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+
+
+@WIDTHS
+def test_weights_have_symmetric_levels_per_channel(bits: int):
+    w, steps = weights(), 2 ** (bits - 1) - 1
+    quantized = UniformWeight(bits)(w)
+    for channel, original in zip(quantized, w, strict=True):
+        codes = channel / (original.abs().max() / steps)
+        torch.testing.assert_close(codes, codes.round(), atol=1e-4, rtol=0)
+        assert codes.abs().max().round() == steps
+        assert (channel - original).abs().max() <= original.abs().max() / steps / 2 + 1e-6
+
+
+@WIDTHS
+def test_weights_are_a_fixed_point_and_pass_gradients_straight_through(bits: int):
+    w = weights().requires_grad_()
+    quantizer = UniformWeight(bits)
+    quantized = quantizer(w)
+    torch.testing.assert_close(quantizer(quantized), quantized)
+    quantized.backward(torch.arange(w.numel()).view_as(w).float())
+    assert torch.equal(w.grad.flatten(), torch.arange(w.numel()).float())
+
+
+def test_a_channel_of_zeros_stays_zero():
+    assert torch.equal(UniformWeight(2)(torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+@WIDTHS
+def test_activations_have_all_levels_up_to_the_range(bits: int):
+    quantizer = UniformActivation(bits)
+    x = torch.linspace(0, 6, 5000)
+    levels = quantizer(x).unique()
+    torch.testing.assert_close(levels, torch.linspace(0, 6, 2**bits))
+    quantizer.eval()
+    torch.testing.assert_close(quantizer(torch.tensor([-1.0, 99.0])), torch.tensor([0.0, 6.0]))
+
+
+def test_the_range_follows_the_largest_values_in_training_mode_only():
+    quantizer = UniformActivation(4)
+    quantizer(torch.tensor([2.0]))
+    assert quantizer.range == 2
+    quantizer(torch.tensor([4.0]))
+    torch.testing.assert_close(quantizer.range, torch.tensor(2.2))
+    quantizer.eval()(torch.tensor([100.0]))
+    torch.testing.assert_close(quantizer.range, torch.tensor(2.2))
+
+
+def test_the_gradient_is_one_inside_the_range_and_zero_outside():
+    quantizer = UniformActivation(2)
+    quantizer(torch.tensor([3.0]))
+    quantizer.eval()
+    x = torch.tensor([-0.5, 0.0, 1.4, 3.0, 3.5], requires_grad=True)
+    quantizer(x).sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 1, 0]
+
+
+def test_gradients_of_gradients_flow():
+    quantizer = UniformActivation(4)
+    quantizer(torch.tensor([1.0]))
+    quantizer.eval()
+    x, w = torch.tensor([0.3, 0.7], requires_grad=True), torch.tensor([0.5, 2.0], requires_grad=True)
+    (first,) = torch.autograd.grad((quantizer(w * x) ** 2).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), w)
+    assert torch.isfinite(second).all()
+    assert second.abs().sum() > 0
+
+
+def test_quantizers_of_a_width():
+    assert isinstance(Uniform("FP").weight(), nn.Identity)
+    assert isinstance(Uniform(32).activation(), nn.Identity)
+    assert (Uniform("w4a8").weight().bits, Uniform("w4a8").activation().bits) == (4, 8)
+    assert Uniform(4).topology == "fp"
+
+
+@pytest.mark.parametrize("bits", [1, "w1a4"])
+def test_one_bit_weights_are_refused(bits):
+    with pytest.raises(ValueError, match="no 1-bit weights"):
+        Uniform(bits)
