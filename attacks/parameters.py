@@ -15,6 +15,7 @@ _NOT_NEGATIVE = "a number of at least 0"
 _COUNT = "a whole number of at least 1"
 _COUNT_OR_NONE = "a whole number of at least 0"
 _SCALE_IN_0_1 = "a number in (0, 1)"
+_ANGLE = "a number of degrees in [0, 180]"
 
 _HOLDS: dict[str, Callable[[Any], bool]] = {
     _UNIT: lambda v: 0 <= v <= 1,
@@ -24,6 +25,7 @@ _HOLDS: dict[str, Callable[[Any], bool]] = {
     _COUNT: lambda v: v >= 1 and int(v) == v,
     _COUNT_OR_NONE: lambda v: v >= 0 and int(v) == v,
     _SCALE_IN_0_1: lambda v: 0 < v < 1,
+    _ANGLE: lambda v: 0 <= v <= 180,
 }
 
 RANGES = {
@@ -49,6 +51,15 @@ RANGES = {
     "sample_size": _COUNT,
     "init_size": _COUNT,
     "min_epsilon": _NOT_NEGATIVE,
+    "size": _COUNT,
+    "row": _COUNT_OR_NONE,
+    "column": _COUNT_OR_NONE,
+    "opacity": _SHARE,
+    "stride": _COUNT,
+    "batch_size": _COUNT,
+    "rotation": _ANGLE,
+    "scale_min": _POSITIVE,
+    "scale_max": _POSITIVE,
 }
 
 _OPTIONAL = {"eps_step"}

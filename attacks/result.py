@@ -18,6 +18,9 @@ class AttackResult:
         perturbation: the universal perturbation (channels, height, width), where there is one.
         extra: further figures of the attack as a whole, such as UAP's passes.
         snapshots: images after chosen iterations, by iteration, from attacks that keep them.
+        patch: in [0, 1]: a universal patch (channels, k, k), or each image's own (n, channels, k, k);
+            images that resist theirs are returned with it.
+        corners: row and column of the top left pixel of each image's patch, (n, 2), int64.
     """
 
     x_adv: Tensor
@@ -26,3 +29,5 @@ class AttackResult:
     perturbation: Tensor | None = None
     extra: dict[str, float] = field(default_factory=dict)
     snapshots: dict[int, Tensor] = field(default_factory=dict)
+    patch: Tensor | None = None
+    corners: Tensor | None = None

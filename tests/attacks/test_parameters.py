@@ -10,11 +10,13 @@ import attacks.native
 from attacks.parameters import RANGES, accepted_parameters, check_choices, check_parameters
 
 UNIT = ["eps", "attacker_eps"]
-SHARES = ["theta", "gamma"]
+SHARES = ["theta", "gamma", "opacity"]
 OPEN = ["delta", "epsilon", "step_adapt", "p_init"]
 COUNTS = ["binary_search_steps", "max_halving", "max_doubling", "max_iter", "num_trial", "sample_size", "init_size"]
-COUNTS_OR_NONE = ["num_random_init"]
-POSITIVE = ["learning_rate", "initial_const", "eps_step", "logit_scale"]
+COUNTS += ["size", "stride", "batch_size"]
+COUNTS_OR_NONE = ["num_random_init", "row", "column"]
+POSITIVE = ["learning_rate", "initial_const", "eps_step", "logit_scale", "scale_min", "scale_max"]
+ANGLES = ["rotation"]
 NOT_NEGATIVE = ["confidence", "min_epsilon"]
 
 
@@ -32,6 +34,7 @@ def cases(*groups: tuple[list[str], list[object]]) -> list[tuple[str, object]]:
         (COUNTS_OR_NONE, [0, 1, 20]),
         (POSITIVE, [1e-9, 1e6]),
         (NOT_NEGATIVE, [0, 7]),
+        (ANGLES, [0, 22.5, 180]),
     ),
 )
 def test_values_in_range(name: str, value: float):
@@ -48,6 +51,7 @@ def test_values_in_range(name: str, value: float):
         (COUNTS_OR_NONE, [-1, 0.5]),
         (POSITIVE, [0, -1]),
         (NOT_NEGATIVE, [-1e-6]),
+        (ANGLES, [-1, 181]),
         (list(RANGES), [math.nan, math.inf, "x", "0.1", True]),
     ),
 )
@@ -79,7 +83,7 @@ def test_names_without_a_range_pass():
 
 
 def test_every_range_is_tested_here():
-    assert {*UNIT, *SHARES, *OPEN, *COUNTS, *COUNTS_OR_NONE, *POSITIVE, *NOT_NEGATIVE} == set(RANGES)
+    assert {*UNIT, *SHARES, *OPEN, *COUNTS, *COUNTS_OR_NONE, *POSITIVE, *NOT_NEGATIVE, *ANGLES} == set(RANGES)
 
 
 def test_accepted_parameters_tell_which_must_be_given():
