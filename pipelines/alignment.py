@@ -1,0 +1,91 @@
+"""Gradient alignment: how alike the input gradients of one network are at different bit widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks.alignment import input_gradients
+from qnn.similarity import gradient_similarity
+
+MEASURES = ("cosine", "edge_iou", "hog_cosine", "hog_cosine_centred")
+
+_BLOCK = 128
+_NORMAL_95 = 1.959964
+
+
+def alignment_table(
+    nets: Mapping[str, nn.Module], x: Tensor, y: Tensor, *, seed: int = 0, cell: int = 4
+) -> pd.DataFrame:
+    """How alike the cross-entropy's input gradients are, for every pair of networks and two nulls.
+
+    Columns: `pair`, the names of the two networks; `kind`: ``measured`` (the gradients of the same image),
+    ``shuffled`` (those of different images) or ``noise`` (white Gaussian noise of the same shape, in place of both);
+    `n`, the images that have a gradient on both networks, the others being left out of all three rows; each of
+    `MEASURES` (see `gradient_similarity`), a mean over the n images, with its 95 % interval `…_low`, `…_high`; and
+    in measured rows `…_excess`, the mean over images of measured minus shuffled, with its interval too. Intervals
+    are the normal approximation over images: they say nothing of other trainings of the networks. Where fewer than
+    two images are left, n is 0 and every mean NaN.
+
+    Args:
+        nets: name, as ``FP`` or ``4``, to network; pairs are in the order of these.
+        x, y: images (n, c, h, w) in [0, 1] and labels (n,), on the networks' device.
+        seed: of the pairing of different images, and of the noise.
+        cell: pixels along a cell of the histograms.
+
+    Raises:
+        ValueError: fewer than two networks or images, or `x` and `y` are not as above.
+    """
+    if len(nets) < 2 or len(x) < 2:
+        raise ValueError(f"nothing to compare: {len(nets)} networks and {len(x)} images, of both at least 2 are needed")
+    gradients = {name: input_gradients(net, x, y) for name, net in nets.items()}
+    generator = torch.Generator().manual_seed(seed)
+    return pd.DataFrame(
+        {"pair": pair, **row}
+        for pair in combinations(nets, 2)
+        for row in _rows(gradients[pair[0]], gradients[pair[1]], generator, cell)
+    )
+
+
+def _rows(a: Tensor, b: Tensor, generator: torch.Generator, cell: int) -> Iterator[dict[str, Any]]:
+    measured = _similarities(a, b, cell)
+    known = measured["cosine"].isfinite()
+    known &= known.sum() > 1  # a single image has no other to be held against
+    measured = {name: values[known] for name, values in measured.items()}
+    a, b = a[known], b[known]
+    shuffled = _similarities(a, b[_other_images(len(b), generator)], cell)
+    noise = [torch.randn(a.shape, generator=generator) for _ in range(2)]
+    unrelated = _similarities(noise[0], noise[1], cell)
+    excess = {f"{name}_excess": measured[name] - shuffled[name] for name in MEASURES}
+    for kind, found in (("measured", {**measured, **excess}), ("shuffled", shuffled), ("noise", unrelated)):
+        means = [_mean(name, values) for name, values in found.items()]
+        yield {"kind": kind, "n": len(a), **{key: value for mean in means for key, value in mean.items()}}
+
+
+def _similarities(a: Tensor, b: Tensor, cell: int) -> dict[str, Tensor]:
+    """Each measure (n,) as float64 on the CPU."""
+    blocks = zip(a.split(_BLOCK), b.split(_BLOCK), strict=True)
+    parts = [gradient_similarity(of_a, of_b, cell) for of_a, of_b in blocks]
+    return {name: torch.cat([part[name] for part in parts]).double().cpu() for name in MEASURES}
+
+
+def _other_images(n: int, generator: torch.Generator) -> Tensor:
+    """For each of n images another one, each used once."""
+    order = torch.randperm(n, generator=generator)
+    partners = torch.empty_like(order)
+    partners[order] = order.roll(1)
+    return partners
+
+
+def _mean(name: str, values: Tensor) -> dict[str, float]:
+    """The mean with its 95 % interval; NaN where there are too few values for it."""
+    n = len(values)
+    mean = float(values.mean())
+    half = _NORMAL_95 * float(values.std()) / math.sqrt(n) if n > 1 else math.nan
+    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
