@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _TENSORS = ("x_adv", "indices", "labels")
+_OPTIONAL = ("perturbation", "patch", "corners")
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,10 @@ class AdversarialExamples:
         x_adv: (n, channels, height, width), float32 in [0, 1].
         indices: positions of their clean images in the test split, (n,).
         labels: true labels, (n,).
-        perturbation: the universal perturbation (channels, height, width), where there is one.
         metadata: the source in words: data, data_digest, model, bits, attack, …
+        perturbation: the universal perturbation (channels, height, width), where there is one.
+        patch: the patch (channels, k, k), or each image's own (n, channels, k, k), where there is one.
+        corners: row and column of each patch's top left pixel, (n, 2).
     """
 
     x_adv: Tensor
@@ -29,14 +32,15 @@ class AdversarialExamples:
     labels: Tensor
     metadata: dict[str, str]
     perturbation: Tensor | None = None
+    patch: Tensor | None = None
+    corners: Tensor | None = None
 
 
 def save_examples(path: Path, examples: AdversarialExamples) -> None:
     """Write one safetensors file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: getattr(examples, name).cpu().contiguous() for name in _TENSORS}
-    if examples.perturbation is not None:
-        tensors["perturbation"] = examples.perturbation.cpu().contiguous()
+    given = {name: getattr(examples, name) for name in (*_TENSORS, *_OPTIONAL)}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in given.items() if tensor is not None}
     save_file(tensors, path, metadata=examples.metadata)
 
 
@@ -49,11 +53,12 @@ def load_examples(path: Path) -> AdversarialExamples:
     try:
         with safe_open(path, framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in _TENSORS}
-            perturbation = stored.get_tensor("perturbation") if "perturbation" in set(stored.keys()) else None
+            present = set(stored.keys()).intersection(_OPTIONAL)
+            optional = {name: stored.get_tensor(name) for name in present}
             metadata = dict(stored.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} holds no stored adversarial examples, or is damaged ({error})") from error
     shapes = [tuple(tensors[name].shape) for name in _TENSORS]
     if len(shapes[0]) != 4 or shapes[1:] != [shapes[0][:1]] * 2:
         raise ValueError(f"{path} is damaged: its images, indices and labels do not fit together")
-    return AdversarialExamples(**tensors, metadata=metadata, perturbation=perturbation)
+    return AdversarialExamples(**tensors, metadata=metadata, **optional)

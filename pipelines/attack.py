@@ -29,7 +29,7 @@ from attacks import (
 from attacks.parameters import accepted_parameters
 from pipelines import networks, settings, train
 from pipelines.errors import InputError
-from pipelines.pictures import save_grid, triptych
+from pipelines.pictures import save_grid, save_patches, triptych
 from pipelines.progress import note
 from pipelines.tracking import Tracker
 from qnn.data import ImageData
@@ -37,10 +37,12 @@ from qnn.freezing import freeze
 from qnn.training import predict
 
 KIND = "attack"
+_CRAFTING = {"craft": "attacked", "craft_n": 1, "universal": True}
 EXAMPLES = "examples/adversarial.safetensors"
 SNAPSHOTS = "examples/snapshots.safetensors"
 TABLE = "per_image.json"
 GRID = "images.png"
+PATCHES = "patches.png"
 PROGRESS = "progress.json"
 
 
@@ -53,7 +55,7 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"seed={cfg.seed} must be a whole number")
     classes = len(settings.load_data(cfg).class_names)
     _check_crafting(cfg)
-    _rehearse(cfg)
+    _rehearse(cfg, settings.load_data(cfg).shape)
     target = cfg.attack.get("target")
     try:
         choose_targets(target, torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64), seed=0)
@@ -61,13 +63,13 @@ def check(cfg: DictConfig) -> None:
         raise InputError(str(error)) from error
 
 
-def _rehearse(cfg: DictConfig) -> None:
-    """Have a native attack check its parameters, on no images."""
+def _rehearse(cfg: DictConfig, shape: tuple[int, int, int]) -> None:
+    """Have a native attack check its parameters, on no images of the data set."""
     if settings.backend(cfg) != "native":
         return
     attack = settings.attack_function(cfg)
     provided = {"variant": cfg.attack.variant} if "variant" in accepted_parameters(attack) else {}
-    nothing, no_labels = torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64)
+    nothing, no_labels = torch.zeros(0, *shape), torch.zeros(0, dtype=torch.int64)
     try:
         attack(torch.nn.Flatten(), nothing, no_labels, **settings.attack_parameters(cfg), **provided)
     except ValueError as error:
@@ -75,11 +77,15 @@ def _rehearse(cfg: DictConfig) -> None:
 
 
 def _check_crafting(cfg: DictConfig) -> None:
-    on, n = cfg.attack.get("craft", "attacked"), cfg.attack.get("craft_n", 1)
+    on, n, universal = (cfg.attack.get(name, default) for name, default in _CRAFTING.items())
     if on not in ("attacked", "train"):
         raise InputError(f"attack.craft={on} is unknown: use attacked or train")
     if not isinstance(n, int) or n < 1:
         raise InputError(f"attack.craft_n={n} is out of range: it must be a whole number of at least 1")
+    if not universal and on == "train":
+        raise InputError("attack.universal=false makes a patch for each image: it needs attack.craft=attacked")
+    if universal and cfg.attack.name.startswith("patch_") and isinstance(cfg.attack.get("target"), str):
+        raise InputError(f"attack.target={cfg.attack.target}: a universal patch has one target, so give it a class")
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
@@ -149,9 +155,19 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             save_examples(
                 Path(folder) / EXAMPLES,
                 AdversarialExamples(
-                    result.x_adv, selection.indices, selection.labels, source_facts, result.perturbation
+                    result.x_adv,
+                    selection.indices,
+                    selection.labels,
+                    source_facts,
+                    result.perturbation,
+                    result.patch,
+                    result.corners,
                 ),
             )
+            if result.patch is not None:
+                save_patches(
+                    Path(folder) / PATCHES, result.patch[shown] if result.patch.ndim == 4 else result.patch[None]
+                )
             if result.snapshots:
                 _save_snapshots(Path(folder) / SNAPSHOTS, x[shown], result.snapshots)
             tracker.log_folder(run_id, Path(folder))

@@ -35,7 +35,7 @@ KIND = "evaluate"
 def check(cfg: DictConfig) -> None:
     networks.check(cfg)
     data = settings.load_data(cfg)
-    if not networks.is_stored(cfg) and open_tracker(cfg).find_complete(networks.network_fingerprint(cfg, data)) is None:
+    if not networks.is_stored(cfg) and open_tracker(cfg).find_complete(networks.trained_fingerprint(cfg, data)) is None:
         raise InputError(
             f"no trained {train.network_name(cfg)} on {data.name} with this recipe is stored:"
             " train it with pipelines.train, or name one with network="

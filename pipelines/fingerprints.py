@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from qnn.precision import Precision
 
 FORMAT = 1
+UNDEFENDED = {"name": "none", "widths": None, "norms": "switchable", "objective": None, "start": None}
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
@@ -24,14 +25,16 @@ def fingerprint(identity: dict[str, Any]) -> str:
 
 
 def network_identity(cfg: DictConfig, data_digest: str) -> dict[str, Any]:
-    """What determines a trained network."""
+    """What determines a trained network; where it is trained for several widths, `bits` is not part of it."""
+    defence = plain(cfg.defence)
     return {
         "kind": "network",
         "data": {"name": cfg.data.name, "digest": data_digest},
         "model": plain(cfg.model.net),
         "quantizer": cfg.quantizer.name,
-        "bits": str(Precision.parse(cfg.bits)),
+        **({} if defence["widths"] else {"bits": str(Precision.parse(cfg.bits))}),
         "training": plain(cfg.training),
+        **({} if defence == UNDEFENDED else {"defence": defence}),
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import nn
 
@@ -18,8 +19,11 @@ from pipelines.tracking import Tracker
 from qnn.checkpoint import CheckpointError, load_weights, read_description
 from qnn.data import ImageData
 from qnn.precision import Precision
+from qnn.switchable import add_width, at_width
+from qnn.training import EVALUATION_BATCH, evaluate
 
 _NEEDED = {"fingerprint", "model", "net", "quantizer", "bits", "test_accuracy"}
+CALIBRATION_IMAGES = 2000
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -42,6 +46,8 @@ def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | Non
         run_id = process(train, _without_force(cfg), tracker, parent).run.info.run_id
         folder = tracker.download(run_id, train.ARTIFACT)
     net, described = _load(cfg, data, folder)
+    if settings.trained_widths(cfg):
+        net, described = _at_configured_width(cfg, data, net, described)
     return Network(net, described, run_id, tracker.model_id(run_id) if run_id else None)
 
 
@@ -67,8 +73,35 @@ def _load(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[nn.Module, di
         raise InputError(str(error)) from error
 
 
+def _at_configured_width(
+    cfg: DictConfig, data: ImageData, net: nn.Module, described: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network at `bits` alone; a width it was not trained at is measured on training images first."""
+    bits = str(Precision.parse(cfg.bits))
+    accuracy = described["test_accuracies"].get(bits)
+    if accuracy is None:
+        images = data.train.pixels(torch.arange(min(CALIBRATION_IMAGES, len(data.train))))
+        try:
+            add_width(net, bits, settings.network_builder(cfg, data), images.split(EVALUATION_BATCH // 10))
+        except ValueError as error:
+            raise InputError(f"bits={bits}: {error}") from error
+        accuracy = evaluate(net, data.test)["accuracy"]
+    named = {"fingerprint": _at(described["fingerprint"], bits), "bits": bits, "test_accuracy": accuracy}
+    return at_width(net, bits), {**described, **named}
+
+
+def _at(trained: str, bits: str) -> str:
+    return f"{trained}@{bits}"
+
+
 def network_fingerprint(cfg: DictConfig, data: ImageData) -> str:
     """The fingerprint of the network `obtain` would return, without training it."""
+    trained = trained_fingerprint(cfg, data)
+    return _at(trained, str(Precision.parse(cfg.bits))) if settings.trained_widths(cfg) else trained
+
+
+def trained_fingerprint(cfg: DictConfig, data: ImageData) -> str:
+    """The fingerprint of the training, which gives one network for all of `defence.widths`."""
     if not is_stored(cfg):
         return fingerprint(network_identity(cfg, data.digest))
     folder, _ = locate(cfg, data, None)
@@ -100,12 +133,14 @@ def matching_description(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         raise InputError(str(error)) from error
     if lacking := sorted(_NEEDED - described.keys()):
         raise InputError(f"the network stored in {folder} is not described well enough: no {', '.join(lacking)}")
-    asked = {"net": plain(cfg.model.net), "quantizer": cfg.quantizer.name, "bits": str(Precision.parse(cfg.bits))}
+    widths = settings.trained_widths(cfg)
+    bits = " ".join(widths) or str(Precision.parse(cfg.bits))
+    asked = {"net": plain(cfg.model.net), "quantizer": cfg.quantizer.name, "bits": bits}
     stored = {name: described.get(name) for name in asked}
     if asked != stored:
         raise InputError(
             f"the network stored in {folder} is model={described.get('model')} bits={described.get('bits')}"
-            f" quantizer={described.get('quantizer')}, not model={cfg.model.name} bits={cfg.bits}"
+            f" quantizer={described.get('quantizer')}, not model={cfg.model.name} bits={bits}"
             f" quantizer={cfg.quantizer.name}: ask for what is stored"
         )
     return described

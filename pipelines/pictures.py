@@ -40,6 +40,15 @@ def save_grid(path: Path, x: Tensor, x_adv: Tensor, record: pd.DataFrame, class_
     figure.savefig(path)
 
 
+def save_patches(path: Path, patches: Tensor) -> None:
+    """A PNG of patches (n, channels, k, k) side by side, enlarged."""
+    figure = Figure(figsize=(1.2 * len(patches), 1.2), layout="constrained", dpi=90)
+    for axis, patch in zip(figure.subplots(1, len(patches), squeeze=False)[0], patches, strict=True):
+        axis.imshow(_hwc(patch), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.axis("off")
+    figure.savefig(path)
+
+
 def triptych(x: Tensor, x_adv: Tensor) -> np.ndarray:
     """Clean, adversarial and magnified difference side by side, (height, width, 3), uint8, enlarged."""
     images = [np.broadcast_to(_hwc(image)[..., None] if image.shape[0] == 1 else _hwc(image), (*image.shape[1:], 3))

@@ -22,6 +22,8 @@ def choose(cfg: DictConfig, data: ImageData) -> Path:
     Raises:
         InputError: there is none; says which there are.
     """
+    if cfg.defence.name != "none" or cfg.defence.widths:
+        raise InputError("weights=released: no defended networks are released; leave it out to train one")
     bits, seed = str(Precision.parse(cfg.bits)), cfg.training.seed
     try:
         found = released.find(

@@ -15,7 +15,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -25,8 +25,10 @@ from attacks.parameters import accepted_parameters, check_choices, check_paramet
 from pipelines.errors import InputError
 from pipelines.fingerprints import plain
 from qnn.data import ImageData
+from qnn.defences import Defence
 from qnn.precision import Precision
 from qnn.quantizers import Quantizer
+from qnn.switchable import switchable
 from qnn.training import Recipe
 
 # keys of a conf/data and conf/attack file that are not arguments of its function
@@ -34,6 +36,8 @@ DATA_META = {"name", "function", "hyperparameters"}
 ATTACK_META = {"name", "variant", "function", "target", "paper", "budget", "class", "craft", "craft_n"}
 # parameters of attack functions that the pipeline provides
 PROVIDED = {"targets", "seed", "variant", "craft_on", "start"}
+# how the paths of patch attacks begin
+_PATCHES = "attacks.patch_"
 
 
 def load_data(cfg: DictConfig) -> ImageData:
@@ -55,16 +59,17 @@ def _load_data(settings: str) -> ImageData:
 
 
 def build_network(cfg: DictConfig, data: ImageData) -> nn.Module:
-    """An untrained network of the configured model, quantiser and bits, fit for the data.
+    """An untrained network of the configured model, quantiser and widths, fit for the data.
 
     Raises:
         InputError: impossible combination, or images of another shape than the network takes.
     """
+    widths = trained_widths(cfg)
     try:
         # parsed apart so that its message comes without Hydra's account of the instantiation
         Precision.parse(cfg.bits)
-        quantizer: Quantizer = instantiate({k: v for k, v in cfg.quantizer.items() if k != "name"})
-        net: nn.Module = instantiate(cfg.model.net, quantizer, classes=len(data.class_names))
+        build = network_builder(cfg, data)
+        net = switchable(build, widths, norms=cfg.defence.norms) if widths else build(cfg.bits)
     except (ValueError, HydraException) as error:
         raise InputError(one_line(error.__cause__ or error)) from error
     wanted = getattr(type(net), "input_shape", data.shape)
@@ -74,6 +79,49 @@ def build_network(cfg: DictConfig, data: ImageData) -> nn.Module:
             f" choose another model or data set (the paper trains {cfg.model.name} on {cfg.model.paper_data})"
         )
     return net
+
+
+def network_builder(cfg: DictConfig, data: ImageData) -> Callable[[str], nn.Module]:
+    """What builds the configured network at one width."""
+
+    def build(bits: str) -> nn.Module:
+        chosen = {name: value for name, value in cfg.quantizer.items() if name != "name"}
+        quantizer: Quantizer = instantiate({**chosen, "bits": bits})
+        return instantiate(cfg.model.net, quantizer, classes=len(data.class_names))
+
+    return build
+
+
+def trained_widths(cfg: DictConfig) -> tuple[str, ...]:
+    """The widths of a network that is trained for several; none for one trained at `bits` alone.
+
+    Raises:
+        InputError: no list of bit widths.
+    """
+    widths = cfg.defence.widths
+    if widths is None:
+        return ()
+    if not isinstance(widths, ListConfig) or not widths:
+        raise InputError(f"defence.widths={widths} must be a list, as in defence.widths=[FP,8,4,2], or null")
+    try:
+        return tuple(dict.fromkeys(str(Precision.parse(width)) for width in widths))
+    except ValueError as error:
+        raise InputError(f"defence.widths: {error}") from error
+
+
+def objective(cfg: DictConfig) -> nn.Module | None:
+    """What the configured defence minimises in training; None for cross-entropy at one width.
+
+    Raises:
+        InputError: a setting that it does not have, or out of range.
+    """
+    widths = trained_widths(cfg)
+    try:
+        if cfg.defence.objective is not None:
+            return instantiate(cfg.defence.objective)
+        return Defence(widths=widths) if widths else None
+    except (TypeError, ValueError, HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"defence={cfg.defence.name}: {one_line(error.__cause__ or error)}") from error
 
 
 def recipe(cfg: DictConfig) -> Recipe:
@@ -96,6 +144,8 @@ def attack_function(cfg: DictConfig) -> Callable[..., AttackResult]:
     Raises:
         InputError: no such function in the chosen backend.
     """
+    if cfg.get("backend") == "art" and str(cfg.attack.function).startswith(_PATCHES):
+        raise InputError(f"attack={cfg.attack.name} is this project's own patch attack: leave backend=art out")
     return _function(cfg.attack.function)
 
 
@@ -142,8 +192,10 @@ def attack_parameters(cfg: DictConfig) -> dict[str, Any]:
 
 def backend(cfg: DictConfig) -> str:
     """What runs the configured attack: native, art, or the module of a function from elsewhere."""
-    module = str(cfg.attack.function).rpartition(".")[0]
-    return module.removeprefix("attacks.")
+    function = str(cfg.attack.function)
+    if function.startswith(("attacks.native.", _PATCHES)):
+        return "native"
+    return function.rpartition(".")[0].removeprefix("attacks.")
 
 
 def work_folder(cfg: DictConfig) -> Path:

@@ -22,6 +22,7 @@ from qnn import models
 from qnn.layers import quantize_once, quantized_layers
 from qnn.packing import blank, decode, encode
 from qnn.quantizers import ClipOnly, DoReFa, DoReFaWeight, Quantizer
+from qnn.switchable import switchable
 from qnn.uniform import Uniform
 
 WEIGHTS, DESCRIPTION = "weights.safetensors", "network.json"
@@ -129,6 +130,20 @@ def load_weights(net: nn.Module, folder: Path) -> nn.Module:
     return net
 
 
+def _built(
+    model: Callable[..., nn.Module],
+    quantizer: Callable[[str], Quantizer],
+    described: dict[str, Any],
+    settings: dict[str, Any],
+) -> nn.Module:
+    def build(bits: str) -> nn.Module:
+        return model(quantizer(bits), classes=len(described["classes"]), **settings)
+
+    if "widths" in described:
+        return switchable(build, described["widths"], norms=described["norms"])
+    return build(described["bits"])
+
+
 def _read(folder: Path, sha256: str | None) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     try:
@@ -170,7 +185,7 @@ def rebuild(folder: Path) -> nn.Module:
     if module != models.__name__ or name not in models.__all__ or quantizer is None:
         raise CheckpointError(f"{folder} describes a network that is not one of {', '.join(models.__all__)}")
     try:
-        net = getattr(models, name)(quantizer(described["bits"]), classes=len(described["classes"]), **settings)
+        net = _built(getattr(models, name), quantizer, described, settings)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} describes a network that cannot be built ({error!r})") from error
     return load_weights(net, folder).eval()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassAccuracy
 
 from qnn.data import Batches, ImageData, Split
+from qnn.switchable import set_width, widths_of
 
 EVALUATION_BATCH = 1000
 
@@ -53,17 +54,43 @@ class Recipe:
     stop_below_lr: float = 0.0
 
 
+@dataclass(frozen=True)
+class Step:
+    """Where a training is: the epoch, of how many, and the number of the batch in it, all from 0."""
+
+    epoch: int
+    epochs: int
+    number: int
+
+
+class CrossEntropy(nn.Module):
+    """The plain objective. An objective returns `loss`, `logits` of the batch, and further figures to log.
+
+    What an objective keeps from step to step are its buffers: they are stored with the checkpoint.
+    """
+
+    def forward(self, net: nn.Module, images: Tensor, labels: Tensor, step: Step) -> dict[str, Tensor]:
+        logits = net(images)
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
 class TrainingDivergedError(RuntimeError):
     """The loss is no longer a finite number."""
 
 
 class Classifier(pl.LightningModule):
-    """Cross-entropy training of a network; logs train and validation loss and accuracy per epoch."""
+    """Training of a network by an objective; logs train and validation loss and accuracy per epoch.
 
-    def __init__(self, net: nn.Module, recipe: Recipe, classes: int, seed: int) -> None:
+    A switchable network is validated at every width it has: loss and accuracy are means over them.
+    """
+
+    def __init__(
+        self, net: nn.Module, recipe: Recipe, classes: int, seed: int, objective: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.net, self.recipe, self.seed = net, recipe, seed
-        self.forward_net: Callable[[Tensor], Tensor] = net
+        self.objective = CrossEntropy() if objective is None else objective
+        self.forward_net = net
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
 
@@ -72,14 +99,15 @@ class Classifier(pl.LightningModule):
         torch.manual_seed(1_000_003 * self.seed + self.current_epoch)
         self.log("learning_rate", self._learning_rate())
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
         images, labels = batch
-        logits = self.forward_net(images)
-        loss = F.cross_entropy(logits, labels)
-        self.train_accuracy(logits, labels)
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        step = Step(self.current_epoch, self.recipe.epochs, number)
+        figures = self.objective(self.forward_net, images, labels, step)
+        self.train_accuracy(figures.pop("logits"), labels)
+        for name, value in figures.items():
+            self.log(f"train_{name}", value, on_step=False, on_epoch=True)
         self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True)
-        return loss
+        return figures["loss"]
 
     def on_train_epoch_end(self) -> None:
         loss = self.trainer.callback_metrics["train_loss"]
@@ -97,9 +125,17 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         images, labels = batch
-        logits = self.forward_net(images)
-        self.val_accuracy(logits, labels)
-        self.log("val_loss", F.cross_entropy(logits, labels), prog_bar=True)
+        widths = widths_of(self.net)
+        losses = []
+        for width in widths or (None,):
+            if width is not None:
+                set_width(self.net, width)
+            logits = self.forward_net(images)
+            losses.append(F.cross_entropy(logits, labels))
+            self.val_accuracy(logits, labels)
+            if width is not None:
+                self.log(f"val_accuracy.{width}", (logits.argmax(1) == labels).float().mean())
+        self.log("val_loss", torch.stack(losses).mean(), prog_bar=True)
         self.log("val_accuracy", self.val_accuracy, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
@@ -144,6 +180,7 @@ def train(
     *,
     seed: int,
     folder: Path,
+    objective: nn.Module | None = None,
     logger: Logger | None = None,
     callbacks: Sequence[Callback] = (),
     accelerator: str = "auto",
@@ -156,6 +193,9 @@ def train(
     The same seed on the same machine with the same number of threads gives bit-identical weights.
     Checkpoints go to `folder`; if it holds the last epoch of an interrupted training, that training
     goes on from there.
+
+    Args:
+        objective: what is minimised, see `CrossEntropy`, which None stands for.
 
     Raises:
         TrainingDivergedError: the loss became NaN or infinite.
@@ -180,9 +220,9 @@ def train(
     device = trainer.strategy.root_device
     if channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    module = Classifier(net, recipe, len(data.class_names), seed)
+    module = Classifier(net, recipe, len(data.class_names), seed, objective)
     if compile_net:
-        module.forward_net = torch.compile(net)
+        module.forward_net = cast(nn.Module, torch.compile(net))
     batches = Batches(
         data.train,
         recipe.batch_size,

@@ -40,6 +40,12 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(64, classes)
         self.apply(_initialise)
 
+    @property
+    def stage_ends(self) -> tuple[str, str, str]:
+        """The last block of each stage, of 32×32, 16×16 and 8×8 outputs."""
+        n = len(self.blocks) // 3
+        return (f"blocks.{n - 1}", f"blocks.{2 * n - 1}", f"blocks.{3 * n - 1}")
+
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.head(self.blocks(self.stem(x))).mean(dim=(2, 3)))
 

@@ -1,11 +1,15 @@
 import inspect
+import re
 import typing
 from importlib import resources
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from analysis import published
 from analysis.cells import ATTACKS as STUDIED
@@ -15,6 +19,7 @@ from pipelines import settings, train
 from pipelines.errors import InputError
 from pipelines.settings import PROVIDED, attack_function, attack_parameters
 from pipelines.sweep import _compose_all
+from qnn.quantizers import DoReFa
 
 TREE = resources.files("conf")
 MODELS, ATTACKS, RECIPES = (
@@ -22,7 +27,8 @@ MODELS, ATTACKS, RECIPES = (
     for group in ("model", "attack", "training")
 )
 MUST_GIVE = {"art_any": ["attack.class=SquareAttack"]}
-NOT_IN_ART = {"pgd"}
+PATCHES = [name for name in ATTACKS if name.startswith("patch_")]
+NOT_IN_ART = {"pgd", *PATCHES}
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
@@ -43,6 +49,16 @@ def test_every_model_builds_at_every_kind_of_width(model, bits, monkeypatch):
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_composes(recipe):
     assert settings.recipe(composed("train", f"training={recipe}")).epochs >= 1
+
+
+@pytest.mark.parametrize("model", [name for name in MODELS if name.startswith(("resnet", "vgg"))])
+def test_the_recipes_of_deep_networks_decay_every_convolution_and_linear_layer(model):
+    cfg = composed("train", f"model={model}", "bits=2")
+    with torch.device("meta"):
+        net = instantiate(cfg.model.net, DoReFa(2))
+    decayed = {name for name, _ in net.named_parameters() if re.fullmatch(settings.recipe(cfg).decayed, name)}
+    weights = {f"{name}.weight" for name, part in net.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
+    assert weights <= decayed
 
 
 @pytest.mark.parametrize(("bits", "epochs"), [("FP", 20), ("1", 20), ("2", 60), ("w2a2", 60), ("w1a2", 20), ("16", 20)])
@@ -77,10 +93,21 @@ def test_every_attack_file_gives_its_function_what_it_takes(attack, backend, hyp
     assert settings.backend(cfg) == ("art" if attack == "art_any" else backend)
 
 
-@pytest.mark.parametrize("attack", sorted(NOT_IN_ART))
+@pytest.mark.parametrize("attack", sorted(NOT_IN_ART - {*PATCHES}))
 def test_attacks_of_one_backend_alone_name_what_is_missing(attack):
     with pytest.raises(InputError, match=rf"there is no function attacks\.art\.{attack}: check backend"):
         attack_parameters(composed_attack(attack, "backend=art"))
+
+
+@pytest.mark.parametrize("attack", PATCHES)
+def test_patch_attacks_are_refused_with_art(attack):
+    with pytest.raises(InputError, match=rf"attack={attack} is this project's own patch attack: leave backend=art out"):
+        attack_parameters(composed_attack(attack, "backend=art"))
+
+
+@pytest.mark.parametrize("function", ["attacks.native.fgsm", "attacks.native.pgd.pgd", "attacks.patch_lavan.lavan"])
+def test_the_project_s_own_attacks_are_native_by_whichever_path(function):
+    assert settings.backend(composed_attack("fgsm", f"attack.function={function}")) == "native"
 
 
 @BACKENDS
@@ -108,6 +135,9 @@ def test_a_function_from_elsewhere_is_its_own_backend():
         ("uap", "attack.all_passes=true"),
         ("uap", "attack.craft=train"),
         ("pgd", "attack.loss=margin"),
+        ("patch_lavan", "attack.size=8"),
+        ("patch_lavan", "attack.craft_n=500"),
+        ("patch_located", "attack.location_search=random"),
         ("art_any", "attack.class=DeepFool"),
         ("art_any", "+attack.params.eps=0.1"),
     ],

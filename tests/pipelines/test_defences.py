@@ -1,0 +1,122 @@
+"""Defended networks from training to attack, on the bundled digits."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from mlflow import MlflowClient
+from omegaconf import DictConfig
+
+from attacks import load_examples
+from pipelines import train
+from pipelines.errors import InputError
+from pipelines.fingerprints import fingerprint
+from tests.pipelines.conftest import QUICK, runs_of
+
+SMALL = (
+    *(q for q in QUICK if not q.startswith("n=")),
+    "quantizer=uniform",
+    "model.net.width=4",
+    "training.batch_size=256",
+)
+PATCH = ("attack=patch_lavan", "attack.max_iter=3", "attack.craft_n=20", "n=6")
+DEFENCES = ("none", "pbat", "pbat_finetuned", "dwq", "dwq_patch", "qadt_r", "qadt_r_fixed", "triqdef")
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("train", ["quantizer=uniform", *overrides])
+
+
+def identity(*overrides: str) -> str:
+    return fingerprint(train.identity(composed(*overrides)))
+
+
+@pytest.mark.parametrize("defence", DEFENCES)
+@pytest.mark.parametrize("bits", ["FP", "4"])
+def test_every_defence_composes_and_checks(defence, bits):
+    train.check_network(composed(f"defence={defence}", f"bits={bits}"))
+
+
+def test_a_network_of_several_widths_is_one_training():
+    assert identity("defence=qadt_r", "bits=4") == identity("defence=qadt_r", "bits=2")
+    assert identity("bits=4") != identity("bits=2")
+    assert identity("defence=qadt_r_fixed", "bits=4") != identity("defence=qadt_r_fixed", "bits=2")
+
+
+def test_undefended_networks_have_the_fingerprint_they_had_before_there_were_defences():
+    assert "defence" not in train.identity(composed("bits=4"))
+    assert "defence" in train.identity(composed("bits=4", "defence.widths=[FP,4]"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["defence.widths=4"], "must be a list"),
+        (["defence.widths=[FP,99]"], "bits=99 is not a bit width"),
+        (["defence=qadt_r", "defence.objective.gir=loud"], "gir=loud is unknown"),
+        (["defence=qadt_r", "defence.widths=[FP,1]"], "no 1-bit weights"),
+        (["defence=triqdef", "defence.widths=[FP,2]"], "not trained: 4, 5"),
+    ],
+)
+def test_impossible_defences_are_one_line(overrides, message):
+    with pytest.raises(InputError, match=message):
+        train.check_network(composed(*overrides))
+
+
+@pytest.fixture(scope="module")
+def defended(attacked, shared_store: MlflowClient):
+    return [attacked(*SMALL, "defence=qadt_r", "training.epochs=2", *PATCH, f"bits={bits}") for bits in ("4", "2", "3")]
+
+
+def test_one_training_serves_all_widths(defended, shared_store: MlflowClient):
+    (training,) = runs_of(shared_store, "train")
+    assert training.data.params["bits"] == "FP 8 5 4 2"
+    assert training.data.params["defence.objective.gir"] == "inconsistency"
+    assert {f"test_accuracy.{bits}" for bits in ("FP", "8", "5", "4", "2")} <= training.data.metrics.keys()
+    assert {
+        "train_clean_loss",
+        "train_adversarial_loss",
+        "train_gradient_inconsistency",
+    } <= training.data.metrics.keys()
+    for run, bits in zip(defended[:2], ("4", "2"), strict=True):
+        assert run.data.params["bits"] == bits
+        assert run.data.metrics["clean_accuracy"] == training.data.metrics[f"test_accuracy.{bits}"]
+    assert defended[2].data.params["bits"] == "3"
+    stored = Path(shared_store.download_artifacts(training.info.run_id, train.ARTIFACT))
+    assert json.loads((stored / "network.json").read_text())["widths"] == ["FP", "8", "5", "4", "2"]
+
+
+def test_the_patch_is_kept_with_the_images_it_lies_on(defended, shared_store: MlflowClient):
+    examples = load_examples(
+        Path(shared_store.download_artifacts(defended[0].info.run_id, "examples/adversarial.safetensors"))
+    )
+    assert examples.patch.shape == (1, 6, 6)
+    for image, (row, column) in zip(examples.x_adv, examples.corners.tolist(), strict=True):
+        assert (image[:, row : row + 6, column : column + 6] == examples.patch).all()
+    names = {file.path for file in shared_store.list_artifacts(defended[0].info.run_id)}
+    assert "patches.png" in names
+
+
+def test_a_start_is_trained_first_and_its_weights_are_where_training_begins(command, client: MlflowClient):
+    common = (*SMALL, "training.batch_size=64", "training.epochs=2", "defence=pbat_finetuned", "bits=4")
+    start = ("training@defence.start.training=mnist_fast", "defence.start.training.epochs=2")
+    assert command("train", *common, *start, "defence.start.defence.objective.adversary.max_iter=1") == 0
+    names = [run.info.run_name for run in runs_of(client, "train")]
+    assert sorted(names) == ["train mnist_a 4-bit pbat_finetuned uniform", "train mnist_a FP pbat uniform"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["attack.size=40"], "does not fit into images of 28×28"),
+        (["attack.universal=false"], "attack.craft=attacked"),
+        (["attack.target=random"], "give it a class"),
+        (["backend=art"], "own patch attack"),
+    ],
+)
+def test_impossible_patch_attacks_are_one_line_before_any_training(command, capsys, client, overrides, message):
+    assert command("attack", *SMALL, *PATCH, *overrides) == 1
+    assert message in capsys.readouterr().err
+    assert not runs_of(client, "train")

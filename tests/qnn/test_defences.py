@@ -1,0 +1,252 @@
+import collections
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from qnn.defences import Defence, Schedule, qadt_r
+from qnn.models import ResNet
+from qnn.regularizers import (
+    FeatureDisalignment,
+    GradientDisalignment,
+    GradientInconsistency,
+    GradientNoise,
+    input_gradients,
+)
+from qnn.switchable import Switchable, set_width, switchable, widths_of
+from qnn.training import CrossEntropy, Step
+from qnn.uniform import Uniform
+
+WIDTHS = ("FP", "8", "4", "2")
+START = Step(epoch=0, epochs=10, number=0)
+
+
+def steps(count: int, epoch: int = 0, epochs: int = 10) -> list[Step]:
+    return [Step(epoch, epochs, number) for number in range(count)]
+
+
+def batch(n: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(n, 3, 32, 32, generator=generator), torch.arange(n) % 10
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    built = switchable(lambda width: ResNet(Uniform(width), n=1), WIDTHS)
+    for width in WIDTHS:
+        set_width(built, width)
+        built(batch(16)[0])
+    return built
+
+
+class Recorder:
+    """An adversary that whitens images and notes the widths it saw, one forward pass for each of `looks`."""
+
+    def __init__(self, net: nn.Module, looks: int = 1) -> None:
+        self.switch = next(module for module in net.modules() if isinstance(module, Switchable))
+        self.looks, self.widths, self.seeds, self.batches = looks, [], [], []
+
+    def __call__(self, model, x, y, *, seed):
+        for _ in range(self.looks):
+            model(x)
+            self.widths.append(self.switch.active)
+        self.seeds.append(seed)
+        self.batches.append(len(x))
+        return SimpleNamespace(x_adv=torch.ones_like(x))
+
+
+def test_cycling_trains_every_width_equally_often():
+    schedule = Schedule(WIDTHS, "cycle")
+    assert [schedule.trained(step)[0] for step in steps(8)] == [*WIDTHS, *WIDTHS]
+
+
+def test_shuffled_cycling_has_every_width_once_in_each_round_in_changing_order():
+    schedule = Schedule(WIDTHS, "cycle_shuffled")
+    seen = [schedule.trained(step)[0] for step in steps(40)]
+    rounds = [tuple(seen[i : i + 4]) for i in range(0, 40, 4)]
+    assert all(sorted(one) == sorted(WIDTHS) for one in rounds)
+    assert len(set(rounds)) > 3
+    assert seen == [schedule.trained(step)[0] for step in steps(40)]
+
+
+def test_random_widths_follow_torchs_generator_and_reach_all():
+    schedule = Schedule(WIDTHS, "random")
+    torch.manual_seed(3)
+    seen = [schedule.trained(step) for step in steps(60)]
+    torch.manual_seed(3)
+    assert seen == [schedule.trained(step) for step in steps(60)]
+    assert {width for (width,) in seen} == set(WIDTHS)
+
+
+def test_the_other_orders():
+    assert Schedule(WIDTHS, "all").trained(START) == WIDTHS
+    assert Schedule(WIDTHS, "lowest").trained(START) == ("2",)
+    assert [Schedule(WIDTHS, "epoch").trained(Step(e, 10, 5))[0] for e in range(5)] == [*WIDTHS, "FP"]
+    assert Schedule().trained(START) == ()
+
+
+def test_widths_enter_at_their_share_of_the_training():
+    schedule = Schedule(WIDTHS, "all", {"4": 0.3, "2": 0.45})
+    assert schedule.trained(Step(2, 10, 0)) == ("FP", "8")
+    assert schedule.trained(Step(3, 10, 0)) == ("FP", "8", "4")
+    assert schedule.trained(Step(5, 10, 0)) == WIDTHS
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"order": "sideways"}, "order=sideways is unknown"),
+        ({"enters": {"3": 0.5}}, "not trained: 3"),
+        ({"enters": dict.fromkeys(WIDTHS, 0.5)}, "one must enter at 0"),
+        ({"attack_width": "half"}, "attack_width=half is unknown"),
+        ({"share": 1.5}, "share=1.5 is out of range"),
+        ({"regularizers": [GradientInconsistency()]}, "give an adversary"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Defence(widths=WIDTHS, **settings)
+
+
+def test_without_adversary_and_widths_it_is_cross_entropy():
+    torch.manual_seed(0)
+    alone = ResNet(Uniform("4"), n=1).eval()
+    images, labels = batch()
+    plain, defended = CrossEntropy()(alone, images, labels, START), Defence()(alone, images, labels, START)
+    assert torch.equal(plain["loss"], defended["loss"])
+
+
+def test_a_share_of_the_batch_is_attacked_and_both_parts_are_weighed(net):
+    images, labels = batch(8)
+    recorder = Recorder(net)
+    net.eval()
+    defence = Defence(
+        widths=("4",), adversary=recorder, share=0.25, clean_weight=2, adversarial_weight=3, order="cycle"
+    )
+    figures = defence(net, images, labels, START)
+    assert recorder.batches == [2]
+    logits = net(torch.cat([torch.ones(2, 3, 32, 32), images[2:]]))
+    assert torch.equal(figures["logits"], logits)
+    expected = 3 * F.cross_entropy(logits[:2], labels[:2]) + 2 * F.cross_entropy(logits[2:], labels[2:])
+    torch.testing.assert_close(figures["loss"], expected)
+    torch.testing.assert_close(figures["clean_loss"], F.cross_entropy(logits[2:], labels[2:]))
+
+
+def test_all_widths_of_a_step_are_averaged(net):
+    images, labels = batch()
+    net.eval()
+    losses = []
+    for width in WIDTHS:
+        set_width(net, width)
+        losses.append(F.cross_entropy(net(images), labels))
+    figures = Defence(widths=WIDTHS, order="all")(net, images, labels, START)
+    torch.testing.assert_close(figures["loss"], torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize(
+    ("attack_width", "expected"),
+    [("trained", {"2"}), ("full", {"FP"}), ("mixed", set(WIDTHS)), ("adaptive", set(WIDTHS))],
+)
+def test_where_adversarial_images_are_made(net, attack_width, expected):
+    recorder = Recorder(net, looks=60)
+    defence = Defence(widths=WIDTHS, order="lowest", adversary=recorder, attack_width=attack_width)
+    torch.manual_seed(0)
+    defence(net, *batch(), START)
+    assert set(recorder.widths) == expected
+    if attack_width == "mixed":
+        assert 15 < collections.Counter(recorder.widths)["2"] < 45
+
+
+def test_adaptive_attacks_go_where_images_succeed(net):
+    recorder = Recorder(net, looks=300)
+    defence = Defence(widths=WIDTHS, order="cycle", adversary=recorder, attack_width="adaptive")
+    defence.success.copy_(torch.tensor([0.0, 0.0, 1.0, 0.0]))
+    defence(net, *batch(), START)
+    assert collections.Counter(recorder.widths)["4"] > 250
+    assert defence.success[0] > 0
+    assert "success" in defence.state_dict()
+
+
+def test_the_network_is_left_at_the_trained_width(net):
+    Defence(widths=WIDTHS, order="lowest", adversary=Recorder(net), attack_width="full")(net, *batch(), START)
+    assert next(module for module in net.modules() if isinstance(module, Switchable)).active == "2"
+
+
+def test_gradient_inconsistency_is_one_for_equal_networks_and_none_for_one_width(net):
+    images, labels = batch()
+    same = switchable(lambda width: ResNet(Uniform("FP"), n=1), WIDTHS)
+    regularizer = GradientInconsistency(sigma=0)
+    set_width(same, "FP")
+    torch.testing.assert_close(regularizer(same, images, labels, ("FP",), WIDTHS), torch.tensor(1.0))
+    assert regularizer(net, images, labels, ("FP",), ("FP",)) == 0
+
+
+@pytest.mark.parametrize("regularizer", [GradientInconsistency(), GradientDisalignment(), FeatureDisalignment()])
+def test_a_step_against_its_gradient_lowers_a_regularizer(net, regularizer):
+    images, labels = batch(16)
+
+    def value() -> torch.Tensor:
+        torch.manual_seed(0)
+        return regularizer(net, images, labels, ("FP",), ("FP", "8"))
+
+    before = value()
+    before.backward()
+    weights = {p: p.detach().clone() for p in net.parameters() if p.grad is not None}
+    length = torch.stack([p.grad.norm() for p in weights]).norm()
+    after = []
+    for step in (0.3, 0.1, 0.03, 0.01):
+        with torch.no_grad():
+            for parameter, weight in weights.items():
+                parameter.copy_(weight - step * parameter.grad / length)
+        after.append(value().item())
+    assert min(after) < before.item() - 1e-3
+    assert net.training
+
+
+def test_gradient_noise_changes_gradients_only(net):
+    images, labels = batch()
+    net.eval()
+    noise = GradientNoise(sigma=0.1)
+
+    def gradients(context) -> tuple[torch.Tensor, torch.Tensor]:
+        net.zero_grad()
+        with context:
+            logits = net(images)
+        F.cross_entropy(logits, labels).backward()
+        return logits.detach(), net.stem[0].weight.grad.clone()
+
+    logits, clean = gradients(GradientNoise(sigma=0.0).in_backward_of(net))
+    same, noisy = gradients(noise.in_backward_of(net))
+    assert torch.equal(logits, same)
+    assert not torch.equal(clean, noisy)
+    assert F.cosine_similarity(clean.flatten(), noisy.flatten(), dim=0) > 0.5
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_input_gradients_are_those_of_an_attacker(net):
+    images, labels = batch()
+    (gradient,) = input_gradients(net, images, labels, ("2",))
+    net.eval()
+    leaf = images.clone().requires_grad_()
+    F.cross_entropy(net(leaf), labels, reduction="sum").backward()
+    torch.testing.assert_close(gradient.detach(), leaf.grad)
+
+
+@pytest.mark.parametrize("a_qapa", [True, False])
+@pytest.mark.parametrize("dbwt", [True, False])
+@pytest.mark.parametrize("gir", ["inconsistency", "noise", "none"])
+def test_the_parts_of_qadt_r_switch(net, a_qapa, dbwt, gir):
+    recorder = Recorder(net, looks=40)
+    defence = qadt_r(widths=WIDTHS, adversary=recorder, a_qapa=a_qapa, dbwt=dbwt, gir=gir)
+    late = Step(5, 10, 1)
+    figures = defence(net, *batch(), late)
+    assert defence.schedule.trained(late) == (("2",) if not dbwt else defence.schedule.trained(late))
+    assert (set(recorder.widths) == {"FP"}) == (not a_qapa)
+    assert ("gradient_inconsistency" in figures) == (gir == "inconsistency")
+    assert (defence.gradient_noise is not None) == (gir == "noise")
+    assert set(defence.schedule.active(START)) == ({"FP", "8"} if dbwt else set(WIDTHS))
+    figures["loss"].backward()
+    assert widths_of(net) == WIDTHS
