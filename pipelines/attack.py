@@ -34,6 +34,7 @@ from pipelines.progress import note
 from pipelines.tracking import Tracker
 from qnn.data import ImageData
 from qnn.freezing import freeze
+from qnn.switchable import MeanProbability
 from qnn.training import predict
 
 KIND = "attack"
@@ -55,12 +56,21 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"seed={cfg.seed} must be a whole number")
     classes = len(settings.load_data(cfg).class_names)
     _check_crafting(cfg)
+    _check_surrogate(cfg)
     _rehearse(cfg, settings.load_data(cfg).shape)
     target = cfg.attack.get("target")
     try:
         choose_targets(target, torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64), seed=0)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _check_surrogate(cfg: DictConfig) -> None:
+    widths = settings.trained_widths(cfg)
+    if cfg.surrogate is None or (widths and str(cfg.surrogate) in (*widths, "all")):
+        return
+    has = f"all or one of {', '.join(widths)}" if widths else "a network of several widths (defence.widths)"
+    raise InputError(f"surrogate={cfg.surrogate} is not there: it needs {has}")
 
 
 def _rehearse(cfg: DictConfig, shape: tuple[int, int, int]) -> None:
@@ -99,6 +109,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         "parameters": settings.attack_parameters(cfg),
         "target": cfg.attack.get("target"),
         **_crafting(cfg),
+        **_surrogate(cfg),
         "n": cfg.n,
         "seed": cfg.seed,
     }
@@ -134,7 +145,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             tracker.set_tags(run_id, {"source_run_id": source.run_id})
         note(f"attacking {len(selection)} images", of=label(cfg))
         started = time.perf_counter()
-        result = _attack(cfg, net, x, y, targets, data)
+        result = _attack(cfg, _attacked_network(cfg, source, net, device), x, y, targets, data)
         seconds = time.perf_counter() - started
         record = per_image_record(
             selection.indices.to(device), y, x, result.x_adv, clean_logits, predict(net, result.x_adv), targets
@@ -178,6 +189,21 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             tracker.log_table(run_id, _progress(net, x, y, result.snapshots), PROGRESS)
         tracker.log_metrics(run_id, figures)
     return run_id
+
+
+def _attacked_network(
+    cfg: DictConfig, source: networks.Network, victim: torch.nn.Module, device: torch.device
+) -> torch.nn.Module:
+    """What the attack is made on: the victim, or its surrogate among the network's other widths."""
+    if cfg.surrogate is None:
+        return victim
+    chosen = source.at_widths if cfg.surrogate == "all" else {cfg.surrogate: source.at_widths[str(cfg.surrogate)]}
+    frozen = [freeze(net.to(device), compile=cfg.trainer.compile) for net in chosen.values()]
+    return frozen[0] if len(frozen) == 1 else MeanProbability(frozen)
+
+
+def _surrogate(cfg: DictConfig) -> dict[str, Any]:
+    return {} if cfg.surrogate is None else {"surrogate": str(cfg.surrogate)}
 
 
 def _progress(net: torch.nn.Module, x: Tensor, y: Tensor, snapshots: dict[int, Tensor]) -> pd.DataFrame:
@@ -246,6 +272,7 @@ def _parameters(cfg: DictConfig) -> dict[str, Any]:
         "seed": cfg.seed,
         "n_requested": cfg.n,
         "attack.target": cfg.attack.get("target"),
+        **_surrogate(cfg),
         **{f"attack.{name}": value for name, value in {**settings.attack_parameters(cfg), **_crafting(cfg)}.items()},
     }
 

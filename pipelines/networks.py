@@ -19,7 +19,7 @@ from pipelines.tracking import Tracker
 from qnn.checkpoint import CheckpointError, load_weights, read_description
 from qnn.data import ImageData
 from qnn.precision import Precision
-from qnn.switchable import add_width, at_width
+from qnn.switchable import add_width, at_width, widths_of
 from qnn.training import EVALUATION_BATCH, evaluate
 
 _NEEDED = {"fingerprint", "model", "net", "quantizer", "bits", "test_accuracy"}
@@ -29,12 +29,17 @@ _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network, where it comes from, and what its description says."""
+    """A trained network, where it comes from, and what its description says.
+
+    Attributes:
+        at_widths: the network at each width it was trained for; empty where that is one.
+    """
 
     net: nn.Module
     description: dict[str, Any]
     run_id: str | None
     model_id: str | None
+    at_widths: dict[str, nn.Module]
 
 
 def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | None) -> Network:
@@ -46,9 +51,10 @@ def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | Non
         run_id = process(train, _without_force(cfg), tracker, parent).run.info.run_id
         folder = tracker.download(run_id, train.ARTIFACT)
     net, described = _load(cfg, data, folder)
-    if settings.trained_widths(cfg):
+    at_widths = {width: at_width(net, width) for width in widths_of(net)}
+    if at_widths:
         net, described = _at_configured_width(cfg, data, net, described)
-    return Network(net, described, run_id, tracker.model_id(run_id) if run_id else None)
+    return Network(net, described, run_id, tracker.model_id(run_id) if run_id else None, at_widths)
 
 
 def is_stored(cfg: DictConfig) -> bool:

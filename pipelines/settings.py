@@ -72,10 +72,11 @@ def build_network(cfg: DictConfig, data: ImageData) -> nn.Module:
         net = switchable(build, widths, norms=cfg.defence.norms) if widths else build(cfg.bits)
     except (ValueError, HydraException) as error:
         raise InputError(one_line(error.__cause__ or error)) from error
-    wanted = getattr(type(net), "input_shape", data.shape)
-    if tuple(wanted) != tuple(data.shape):
+    shape = getattr(type(net), "input_shape", data.shape)
+    if any(want not in (None, have) for want, have in zip(shape, data.shape, strict=True)):
+        wanted = _by(side or "any" for side in shape)
         raise InputError(
-            f"model={cfg.model.name} takes images of shape {_by(wanted)}, data={cfg.data.name} has {_by(data.shape)}:"
+            f"model={cfg.model.name} takes images of shape {wanted}, data={cfg.data.name} has {_by(data.shape)}:"
             f" choose another model or data set (the paper trains {cfg.model.name} on {cfg.model.paper_data})"
         )
     return net

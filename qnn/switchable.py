@@ -6,6 +6,7 @@ Widths are written as `qnn.precision.Precision` writes them: ``FP``, ``4``, ``w4
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -99,6 +100,18 @@ def at_width(net: nn.Module, width: str) -> nn.Module:
     for name, switch in _switches(chosen):
         chosen.set_submodule(name, switch.by_width[width])
     return chosen
+
+
+class MeanProbability(nn.Module):
+    """Several networks as one: the logarithm of the mean of their class probabilities."""
+
+    def __init__(self, nets: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logs = torch.stack([torch.log_softmax(net(x), 1) for net in self.nets])
+        return logs.logsumexp(0) - math.log(len(self.nets))
 
 
 def nearest_higher(widths: Sequence[str], width: str) -> str:

@@ -1,4 +1,4 @@
-"""Batches from tensors in memory, shuffled and augmented a whole batch at a time."""
+"""Batches from tensors in memory or mapped into it, shuffled and augmented a whole batch at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class Batches:
     """Iterate over (images float32 in [0, 1], labels), on `device`.
 
     The order and the augmentation of epoch e depend on (seed, e) alone, so a training that resumes at
-    epoch e sees exactly what an undisturbed one sees.
+    epoch e sees exactly what an undisturbed one sees. A split in memory is moved to `device` as a whole, one on
+    disk a batch at a time.
 
     Args:
         shuffle: reshuffle each epoch.
@@ -36,9 +37,9 @@ class Batches:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.images = F.pad(split.images, (crop,) * 4).to(device) if crop else split.images.to(device)
-        self.labels = split.labels.to(device)
-        self.size = tuple(split.images.shape[2:])
+        self.images = split.images if split.on_disk else split.images.to(device)
+        self.labels = split.labels.to(self.images.device)
+        self.device = device
         self.batch_size, self.shuffle, self.crop, self.flip, self.seed = batch_size, shuffle, crop, flip, seed
         self.steps = steps or -(-len(split) // batch_size)
         self.epoch = 0
@@ -64,18 +65,18 @@ class Batches:
                 if step == self.steps:
                     return
                 step += 1
-                indices = indices.to(self.labels.device)
-                yield self._augmented(indices, generator).float().div_(255), self.labels[indices]
+                indices = indices.to(self.images.device)
+                images, labels = self.images[indices].to(self.device), self.labels[indices].to(self.device)
+                yield self._augmented(images, generator).float().div_(255), labels
 
     def _order(self, generator: torch.Generator) -> Tensor:
         count = len(self.labels)
         return torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
 
-    def _augmented(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        images = self.images[indices]
+    def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
         if not self.crop and not self.flip:
             return images
-        count, (height, width) = len(indices), self.size
+        count, _, height, width = images.shape
         top, left = torch.randint(0, 2 * self.crop + 1, (2, count, 1), generator=generator)
         mirrored = torch.rand(count, 1, generator=generator) < (0.5 if self.flip else 0)
         rows = top + torch.arange(height)
@@ -83,6 +84,6 @@ class Batches:
         rows, columns = rows.to(images.device), columns.to(images.device)
         channels = torch.arange(images.shape[1], device=images.device)
         which = torch.arange(count, device=images.device)
-        return images[
+        return F.pad(images, (self.crop,) * 4)[
             which[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None]
         ]

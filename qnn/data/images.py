@@ -18,10 +18,15 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Split:
-    """Images of shape (n, channels, height, width), uint8, and labels of shape (n,), int64."""
+    """Images of shape (n, channels, height, width), uint8, and labels of shape (n,), int64.
+
+    Attributes:
+        on_disk: `images` is a file mapped into memory that may be larger than it: never read it whole.
+    """
 
     images: Tensor
     labels: Tensor
+    on_disk: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,13 +38,18 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set: train, validation (held out from train) and test splits."""
+    """A data set: train, validation (held out from train) and test splits.
+
+    Attributes:
+        known_digest: the digest, where it is made of something else than every pixel.
+    """
 
     name: str
     class_names: tuple[str, ...]
     train: Split
     validation: Split
     test: Split
+    known_digest: str | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -47,7 +57,9 @@ class ImageData:
 
     @cached_property
     def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 of all splits, in order."""
+        """First 16 hex digits of the SHA-256 of all splits, in order, or `known_digest`."""
+        if self.known_digest is not None:
+            return self.known_digest
         sha = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             for tensor in (split.images, split.labels):
@@ -86,9 +98,7 @@ def assemble(
                 f" outside 0..{len(class_names) - 1}"
             )
     total = len(train[0])
-    held_out = round(validation * total) if validation < 1 else int(validation)
-    if not 0 < held_out < total:
-        raise DataError(f"{name}: data.validation={validation} leaves nothing of {total} training images to one side")
+    held_out = count_held_out(name, validation, total)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(split_seed))
     whole = _split(*train)
     picked, kept = order[:held_out].sort().values, order[held_out:].sort().values
@@ -99,6 +109,18 @@ def assemble(
         validation=Split(whole.images[picked], whole.labels[picked]),
         test=_split(*test),
     )
+
+
+def count_held_out(name: str, validation: int | float, total: int) -> int:
+    """How many of `total` training images a count, or a fraction below 1, is.
+
+    Raises:
+        DataError: none, or all of them.
+    """
+    held_out = round(validation * total) if validation < 1 else int(validation)
+    if not 0 < held_out < total:
+        raise DataError(f"{name}: data.validation={validation} leaves nothing of {total} training images to one side")
+    return held_out
 
 
 def _split(images: np.ndarray, labels: np.ndarray) -> Split:

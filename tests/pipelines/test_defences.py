@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from mlflow import MlflowClient
 from omegaconf import DictConfig
 
-from attacks import load_examples
-from pipelines import train
+from attacks import lavan, load_examples, select_correct
+from pipelines import settings, train
 from pipelines.errors import InputError
 from pipelines.fingerprints import fingerprint
+from qnn.data import Batches
+from qnn.switchable import at_width, widths_of
+from qnn.training import CrossEntropy, Step, predict
 from tests.pipelines.conftest import QUICK, runs_of
 
 SMALL = (
@@ -99,6 +103,15 @@ def test_the_patch_is_kept_with_the_images_it_lies_on(defended, shared_store: Ml
     assert "patches.png" in names
 
 
+def test_an_attack_may_be_made_on_other_widths_than_it_is_judged_at(attacked, shared_store: MlflowClient):
+    common = (*SMALL, "defence=qadt_r", "training.epochs=2", *PATCH, "bits=4")
+    runs = [attacked(*common, f"surrogate={surrogate}") for surrogate in ("2", "all")]
+    assert [run.data.params["surrogate"] for run in runs] == ["2", "all"]
+    assert len(runs_of(shared_store, "train")) == 1
+    own, other = (run.data.metrics["forwards_per_image"] for run in runs)
+    assert own == other
+
+
 def test_a_start_is_trained_first_and_its_weights_are_where_training_begins(command, client: MlflowClient):
     common = (*SMALL, "training.batch_size=64", "training.epochs=2", "defence=pbat_finetuned", "bits=4")
     start = ("training@defence.start.training=mnist_fast", "defence.start.training.epochs=2")
@@ -114,9 +127,42 @@ def test_a_start_is_trained_first_and_its_weights_are_where_training_begins(comm
         (["attack.universal=false"], "attack.craft=attacked"),
         (["attack.target=random"], "give it a class"),
         (["backend=art"], "own patch attack"),
+        (["surrogate=all"], "a network of several widths"),
+        (["surrogate=3", "defence=qadt_r"], "all or one of FP, 8, 5, 4, 2"),
     ],
 )
 def test_impossible_patch_attacks_are_one_line_before_any_training(command, capsys, client, overrides, message):
     assert command("attack", *SMALL, *PATCH, *overrides) == 1
     assert message in capsys.readouterr().err
     assert not runs_of(client, "train")
+
+
+def patched_success_rate(*overrides: str) -> float:
+    """Share of 200 test digits that a patch of its own breaks, at 4 bits, after a short training of a defence."""
+    cfg = composed("model.net.width=8", *overrides)
+    data = settings.load_data(cfg)
+    torch.manual_seed(0)
+    net, objective = settings.build_network(cfg, data), settings.objective(cfg) or CrossEntropy()
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for number, (images, labels) in enumerate(Batches(data.train, 64, shuffle=True, steps=200)):
+        optimizer.zero_grad()
+        objective(net, images, labels, Step(number // 20, 10, number))["loss"].backward()
+        optimizer.step()
+    victim = at_width(net, "4").eval() if widths_of(net) else net.eval()
+    chosen = select_correct(lambda images: predict(victim, images), data.test.pixels, data.test.labels, n=200, seed=0)
+    x = data.test.pixels(chosen.indices)
+    patched = lavan(
+        victim, x, chosen.labels, size=8, universal=False, max_iter=15, eps_step=0.1, placement="random"
+    ).x_adv
+    return float((predict(victim, patched).argmax(1) != chosen.labels).float().mean())
+
+
+@pytest.fixture(scope="module")
+def undefended() -> float:
+    return patched_success_rate("defence.widths=[FP,8,5,4,2]")
+
+
+@pytest.mark.parametrize("defence", ["pbat", "dwq_patch", "qadt_r"])
+def test_a_defence_defends(defence, undefended):
+    patches = ("defence.objective.adversary.max_iter=5", "defence.objective.adversary.size=8")
+    assert patched_success_rate(f"defence={defence}", "bits=4", *patches) < undefended - 0.1

@@ -149,7 +149,7 @@ def test_absent_and_odd_tensors_are_named(stored: Path, change: str):
 )
 def test_only_networks_of_this_package_are_rebuilt(stored: Path, target: str):
     (stored / DESCRIPTION).write_text(json.dumps(describe(target)))
-    with pytest.raises(CheckpointError, match="not one of CifarConvNet, LeNet5, MnistConvNet, ResNet"):
+    with pytest.raises(CheckpointError, match="not one of VGG, CifarConvNet, ImageNetResNet, LeNet5"):
         rebuild(stored)
 
 

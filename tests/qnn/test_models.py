@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qnn.layers import QuantConv2d, QuantLinear
-from qnn.models import CifarConvNet, LeNet5, MnistConvNet, ResNet
+from qnn.models import VGG, CifarConvNet, ImageNetResNet, LeNet5, MnistConvNet, ResNet
 from qnn.quantizers import ClipOnly, DoReFa, Quantizer
 
 SETTINGS: dict[str, tuple[type[nn.Module], dict]] = {
@@ -20,6 +20,9 @@ SETTINGS: dict[str, tuple[type[nn.Module], dict]] = {
     "resnet20": (ResNet, {"n": 3}),
     "resnet32": (ResNet, {"n": 5}),
     "resnet44": (ResNet, {"n": 7}),
+    "vgg11": (VGG, {"depth": 11}),
+    "vgg16": (VGG, {"depth": 16}),
+    "resnet34": (ImageNetResNet, {"depth": 34}),
 }
 FULL = {
     "mnist_a": 414_170,
@@ -35,6 +38,11 @@ FULL = {
     "resnet32": 464_154,
     "resnet44": 658_586,
 }
+ONE_TOPOLOGY = {  # networks whose layers are the same at every width
+    "vgg11": 9_228_362,
+    "vgg16": 14_724_042,
+    "resnet34": 21_797_672,
+}
 QUANTIZED = {name: FULL[name] for name in FULL if not name.startswith(("cifar", "resnet"))} | {
     "cifar_a": 4_498_314,
     "resnet20": 270_394,
@@ -48,6 +56,13 @@ QUANTIZED_WEIGHTS = {
     "resnet20": 267_264,
     "resnet32": 460_800,
     "resnet44": 654_336,
+}
+STAGES = {  # width and side of what the first three stages give
+    "resnet20": [(16, 32), (32, 16), (64, 8)],
+    "resnet44": [(16, 32), (32, 16), (64, 8)],
+    "vgg11": [(64, 16), (128, 8), (256, 4)],
+    "vgg16": [(64, 16), (128, 8), (256, 4)],
+    "resnet34": [(64, 16), (128, 8), (256, 4)],
 }
 SMALL = pytest.mark.parametrize("name", ["mnist_a", "lenet5_c", "cifar_a", "resnet20"])
 
@@ -67,7 +82,7 @@ def layers(net: nn.Module) -> list[nn.Module]:
 
 
 def images(net: nn.Module, count: int) -> Tensor:
-    return torch.rand(count, *net.input_shape, generator=torch.Generator().manual_seed(0))
+    return torch.rand(count, *(side or 64 for side in net.input_shape), generator=torch.Generator().manual_seed(0))
 
 
 def inputs_of(net: nn.Module, modules: list[nn.Module]) -> list[Tensor]:
@@ -76,6 +91,17 @@ def inputs_of(net: nn.Module, modules: list[nn.Module]) -> list[Tensor]:
     hooks = [m.register_forward_pre_hook(lambda m, args: seen.update({m: args[0].detach()})) for m in modules]
     with torch.no_grad():
         net.train()(images(net, 8))
+    for hook in hooks:
+        hook.remove()
+    return [seen[module] for module in modules]
+
+
+def outputs_of(net: nn.Module, modules: list[nn.Module]) -> list[Tensor]:
+    """What each of `modules` gives for one image."""
+    seen: dict[nn.Module, Tensor] = {}
+    hooks = [m.register_forward_hook(lambda m, _, out: seen.update({m: out})) for m in modules]
+    with torch.no_grad():
+        net(images(net, 1))
     for hook in hooks:
         hook.remove()
     return [seen[module] for module in modules]
@@ -199,3 +225,79 @@ def test_one_bit_cifar_convnet_feeds_bits_to_its_quantized_layers():
     assert all(is_binary(values) for values in inputs_of(net, hidden))
     assert set(inputs_of(net, [fc1])[0].unique().tolist()) <= {0, 2}, "dropout scales what it keeps by 2"
     assert not is_binary(inputs_of(net, [last])[0])
+
+
+class Halving:
+    """A quantiser of no project: every weight and every activation is halved."""
+
+    topology = "fp"
+
+    def weight(self) -> nn.Module:
+        return Half()
+
+    def activation(self) -> nn.Module:
+        return Half()
+
+
+class Half(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 2
+
+
+@pytest.mark.parametrize("name", ONE_TOPOLOGY)
+@pytest.mark.parametrize("quantizer", [DoReFa("FP"), DoReFa("1"), DoReFa("wFPa8"), ClipOnly("FP"), Halving()])
+def test_networks_of_one_topology_have_the_same_layers_at_every_width(name: str, quantizer: Quantizer):
+    net, full = build(name, quantizer), build(name, DoReFa("FP"))
+    assert size(net) == ONE_TOPOLOGY[name]
+    assert [place for place, _ in net.named_modules()] == [place for place, _ in full.named_modules()]
+    assert all(torch.equal(tensor, full.state_dict()[key]) for key, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ONE_TOPOLOGY)
+def test_quantizers_are_all_that_bits_add_to_a_network_of_one_topology(name: str):
+    net, full = build(name, DoReFa("2")).eval(), build(name, DoReFa("FP")).eval()
+    assert not torch.equal(net(images(net, 1)), full(images(net, 1)))
+    for place, module in list(net.named_modules()):
+        if type(module).__name__.startswith("DoReFa"):
+            net.set_submodule(place, nn.Identity())
+    assert torch.equal(net(images(net, 1)), full(images(net, 1)))
+
+
+@pytest.mark.parametrize("name", ONE_TOPOLOGY)
+def test_one_bit_network_of_one_topology_feeds_bits_to_its_quantized_layers(name: str):
+    net = build(name, DoReFa("1"))
+    _, *hidden, last = layers(net)
+    assert all(is_binary(values) for values in inputs_of(net, hidden))
+    assert not is_binary(inputs_of(net, [last])[0])
+
+
+@pytest.mark.parametrize("kind", [VGG, ImageNetResNet])
+def test_unknown_depth_is_refused(kind: type[nn.Module]):
+    with pytest.raises(ValueError, match="depth=20 is unknown: use one of"):
+        kind(DoReFa("FP"), depth=20)
+
+
+def test_imagenet_resnet_at_full_precision_is_the_published_one():
+    assert size(ImageNetResNet(DoReFa("FP"), depth=18)) == 11_689_512
+    net = build("resnet34", DoReFa("FP")).eval()
+    block, x = net.stages[1][0], torch.rand(2, 64, 8, 8, generator=torch.Generator().manual_seed(0))
+    between = F.relu(block.between[0](F.conv2d(x, block.conv1.weight, stride=2, padding=1)))
+    shortcut = block.shortcut[1](F.conv2d(x, block.shortcut[0].weight, stride=2))
+    expected = F.relu(block.norm(F.conv2d(between, block.conv2.weight, padding=1)) + shortcut)
+    torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("side", [33, 64, 97])
+def test_imagenet_resnet_takes_images_of_any_size(side: int):
+    net = ImageNetResNet(DoReFa("4"), depth=18, classes=3).eval()
+    assert net(torch.rand(1, 3, side, side)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stage_ends_are_the_last_modules_of_the_first_three_stages(name: str):
+    net = build(name, DoReFa("2")).eval()
+    sequence = list(net.blocks if name in FULL else net.stages)
+    ends = [sequence.index(net.get_submodule(end)) for end in net.stage_ends]
+    shapes = [tuple(values.shape[1:]) for values in outputs_of(net, sequence)]
+    assert [shapes[end] for end in ends] == [(width, side, side) for width, side in STAGES[name]]
+    assert all(shapes[end] != after for end in ends for after in shapes[end + 1 : end + 2])

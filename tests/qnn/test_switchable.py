@@ -6,7 +6,16 @@ from torch import nn
 
 from qnn.models import MnistConvNet, ResNet
 from qnn.quantizers import DoReFa
-from qnn.switchable import Switchable, add_width, at_width, nearest_higher, set_width, switchable, widths_of
+from qnn.switchable import (
+    MeanProbability,
+    Switchable,
+    add_width,
+    at_width,
+    nearest_higher,
+    set_width,
+    switchable,
+    widths_of,
+)
 from qnn.uniform import Uniform
 
 WIDTHS = ("FP", "8", "2")
@@ -115,3 +124,10 @@ def test_networks_whose_layers_differ_by_width_are_refused():
 def test_no_width_is_refused():
     with pytest.raises(ValueError, match="at least one width"):
         switchable(build, ())
+
+
+def test_the_mean_of_probabilities(trained):
+    nets = [at_width(trained, width) for width in WIDTHS]
+    expected = torch.stack([net(images()).softmax(1) for net in nets]).mean(0)
+    torch.testing.assert_close(MeanProbability(nets)(images()).softmax(1), expected)
+    torch.testing.assert_close(MeanProbability(nets[:1])(images()).softmax(1), nets[0](images()).softmax(1))
