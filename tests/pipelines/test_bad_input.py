@@ -12,7 +12,7 @@ POISONING = "art.attacks.poisoning.PoisoningAttackBackdoor"
 
 CASES = [
     ("attack", ["model=nope"], MODELS),
-    ("attack", ["attack=nope"], "art_any boundary cw fgsm jsma pgd square uap"),
+    ("attack", ["attack=nope"], "fgsm jsma patch_google patch_lavan"),
     ("attack", ["bits=0"], "bits=0 is not a bit width: use FP, a whole number from 1 to 16"),
     ("attack", ["bits=17"], "bits=17 is not a bit width"),
     ("attack", ["bits=1.5"], "bits=1.5 is not a bit width"),
@@ -49,7 +49,7 @@ CASES = [
     ("attack", ["seed=x"], "seed=x must be a whole number"),
     ("attack", ["model=resnet20"], "model=resnet20 takes images of shape 3×32×32, data=" + DIGITS),
     ("attack", ["quantizer=clip_only", "bits=4"], "quantizer=clip_only does not round, so it needs bits=FP"),
-    ("attack", ["bits=1", "model.net.topology=fp"], "topology=fp has no place for quantisers"),
+    ("attack", ["bits=1", "model.net.topology=fp"], "topology=fp has no place for DoReFa"),
     ("attack", ["data=mnist", "data.download=false", "data.root=nowhere"], "is missing: put the original MNIST"),
     ("attack", ["data=cifar10", "data.download=false", "data.root=nowhere", "model=resnet20"], "lacks data_batch_1"),
     ("attack", ["data=image_folder"], "data.root"),
