@@ -9,7 +9,6 @@ abstract, and TriQDef (arXiv 2508.12132).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -143,26 +142,33 @@ class Defence(nn.Module):
         if count:
             attacked = self._attack(net, images[:count], labels[:count], trained, active)
             inputs = torch.cat([attacked, images[count:]])
-        parts: dict[str, Tensor] = {}
+        weighted: dict[str, tuple[float, Tensor]] = {}
         for width in trained or (None,):
-            if width is not None:
-                set_width(net, width)
-            with ExitStack() as stack:
-                if self.gradient_noise is not None:
-                    stack.enter_context(self.gradient_noise.in_backward_of(net))
-                logits = net(inputs)
-            _add(parts, _cross_entropies(logits, labels, count), 1 / max(1, len(trained)))
+            logits = self._forward_at(width, net, inputs)
             self._note_success(width, logits[:count], labels[:count])
-        loss = self.clean_weight * parts.get("clean_loss", torch.zeros(()).to(images)) + (
-            self.adversarial_weight * parts["adversarial_loss"] if count else 0
-        )
+            share = 1 / max(1, len(trained))
+            for name, weight, rows in (
+                ("adversarial_loss", self.adversarial_weight, slice(count)),
+                ("clean_loss", self.clean_weight, slice(count, None)),
+            ):
+                if len(labels[rows]):
+                    value = share * F.cross_entropy(logits[rows], labels[rows])
+                    weighted[name] = (weight, weighted[name][1] + value if name in weighted else value)
         for regularizer in self.regularizers if count else ():
             value = regularizer(net, inputs[:count], labels[:count], trained, active)
-            parts[regularizer.name] = value
-            loss = loss + regularizer.weight * value
+            weighted[regularizer.name] = (regularizer.weight, value)
         if trained:
             set_width(net, trained[-1])
-        return {"loss": loss, "logits": logits, **{name: part.detach() for name, part in parts.items()}}
+        loss = torch.stack([weight * value for weight, value in weighted.values()]).sum()
+        return {"loss": loss, "logits": logits, **{name: value.detach() for name, (_, value) in weighted.items()}}
+
+    def _forward_at(self, width: str | None, net: nn.Module, inputs: Tensor) -> Tensor:
+        if width is not None:
+            set_width(net, width)
+        if self.gradient_noise is None:
+            return net(inputs)
+        with self.gradient_noise.in_backward_of(net):
+            return net(inputs)
 
     def _attack(
         self, net: nn.Module, images: Tensor, labels: Tensor, trained: tuple[str, ...], active: tuple[str, ...]
@@ -241,18 +247,3 @@ class _AtDrawnWidth(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         set_width(self.net, self.draw())
         return self.net(x)
-
-
-def _cross_entropies(logits: Tensor, labels: Tensor, count: int) -> dict[str, Tensor]:
-    """Mean cross-entropy of the first `count` images, which are adversarial, and of the others."""
-    parts = {}
-    if count:
-        parts["adversarial_loss"] = F.cross_entropy(logits[:count], labels[:count])
-    if count < len(labels):
-        parts["clean_loss"] = F.cross_entropy(logits[count:], labels[count:])
-    return parts
-
-
-def _add(totals: dict[str, Tensor], parts: Mapping[str, Tensor], weight: float) -> None:
-    for name, part in parts.items():
-        totals[name] = totals[name] + weight * part if name in totals else weight * part
