@@ -172,7 +172,7 @@ def _agreement(cells: pd.DataFrame) -> dict[str, str]:
     ours, paper = cells["ours"].to_numpy(), cells["paper"].to_numpy()
     rho = rank_correlation(ours, paper, np.random.default_rng(0))
     known = np.isfinite(rho.value)
-    tau = kendalltau(ours, paper).statistic
+    tau = kendalltau(ours, paper).statistic if len(cells) > 1 else float("nan")
     return {
         "cells": str(len(cells)),
         "ρ (95 %)": "{:+.2f} ({:+.2f} … {:+.2f})".format(rho.value, *rho.interval) if known else _NONE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,8 @@ Drawing = tuple[str, str, Figure]
 
 def write(drawings: Sequence[Drawing], folder: Path, note: str) -> list[tuple[str, str]]:
     """Write each as PNG and SVG with `note` in its metadata; returns (name, caption) of each."""
+    # each missing font family of an SVG's logarithmic axis is a warning; the files name the families all the same
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
         for name, _, figure in drawings:
