@@ -192,13 +192,18 @@ def test_noise_asks_no_network():
 
 @pytest.mark.parametrize("targeted", [False, True])
 @every_attack
-def test_no_images_give_no_images_whatever_the_size(attack, targeted: bool):
+def test_no_images_give_no_images(attack, targeted: bool):
     x, y = torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64)
-    result = attack(nn.Flatten(), x, y, size=20, targets=y if targeted else None)
+    result = attack(nn.Flatten(), x, y, size=3, targets=y if targeted else None)
     assert result.x_adv.shape == x.shape
     assert result.corners.shape == (0, 2)
-    assert result.patch.shape[-3:] == (1, 20, 20)
+    assert result.patch.shape[-3:] == (1, 3, 3)
     assert (result.forwards, result.backwards) == (0, 0)
+
+
+def test_a_patch_that_does_not_fit_is_refused_on_no_images_too():
+    with pytest.raises(ValueError, match="size=20 does not fit into images of 8×8"):
+        random_patch(nn.Flatten(), torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64), size=20)
 
 
 @pytest.mark.parametrize("name", [name for name in UNIVERSAL if not name.startswith("random")])
