@@ -34,7 +34,7 @@ from pipelines.progress import note
 from pipelines.tracking import Tracker
 from qnn.data import ImageData
 from qnn.freezing import freeze
-from qnn.switchable import MeanProbability
+from qnn.switchable import MeanProbability, at_width
 from qnn.training import predict
 
 KIND = "attack"
@@ -197,8 +197,10 @@ def _attacked_network(
     """What the attack is made on: the victim, or its surrogate among the network's other widths."""
     if cfg.surrogate is None:
         return victim
-    chosen = source.at_widths if cfg.surrogate == "all" else {cfg.surrogate: source.at_widths[str(cfg.surrogate)]}
-    frozen = [freeze(net.to(device), compile=cfg.trainer.compile) for net in chosen.values()]
+    assert source.switchable is not None
+    widths = settings.trained_widths(cfg) if cfg.surrogate == "all" else (str(cfg.surrogate),)
+    nets = [at_width(source.switchable, width).to(device) for width in widths]
+    frozen = [freeze(net, compile=cfg.trainer.compile) for net in nets]
     return frozen[0] if len(frozen) == 1 else MeanProbability(frozen)
 
 

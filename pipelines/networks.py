@@ -32,14 +32,14 @@ class Network:
     """A trained network, where it comes from, and what its description says.
 
     Attributes:
-        at_widths: the network at each width it was trained for; empty where that is one.
+        switchable: the network at all widths it was trained for; None where that is one.
     """
 
     net: nn.Module
     description: dict[str, Any]
     run_id: str | None
     model_id: str | None
-    at_widths: dict[str, nn.Module]
+    switchable: nn.Module | None
 
 
 def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | None) -> Network:
@@ -51,10 +51,10 @@ def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | Non
         run_id = process(train, _without_force(cfg), tracker, parent).run.info.run_id
         folder = tracker.download(run_id, train.ARTIFACT)
     net, described = _load(cfg, data, folder)
-    at_widths = {width: at_width(net, width) for width in widths_of(net)}
-    if at_widths:
-        net, described = _at_configured_width(cfg, data, net, described)
-    return Network(net, described, run_id, tracker.model_id(run_id) if run_id else None, at_widths)
+    switchable = net if widths_of(net) else None
+    if switchable is not None:
+        net, described = _at_configured_width(cfg, data, switchable, described)
+    return Network(net, described, run_id, tracker.model_id(run_id) if run_id else None, switchable)
 
 
 def is_stored(cfg: DictConfig) -> bool:
@@ -139,8 +139,7 @@ def matching_description(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         raise InputError(str(error)) from error
     if lacking := sorted(_NEEDED - described.keys()):
         raise InputError(f"the network stored in {folder} is not described well enough: no {', '.join(lacking)}")
-    widths = settings.trained_widths(cfg)
-    bits = " ".join(widths) or str(Precision.parse(cfg.bits))
+    bits = train.trained_bits(cfg)
     asked = {"net": plain(cfg.model.net), "quantizer": cfg.quantizer.name, "bits": bits}
     stored = {name: described.get(name) for name in asked}
     if asked != stored:

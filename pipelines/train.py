@@ -74,7 +74,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         label(cfg),
         kind=KIND,
         fingerprint=fingerprint,
-        params={**parameters(cfg, data), "bits": _trained_bits(cfg)},
+        params={**parameters(cfg, data), "bits": trained_bits(cfg)},
         parent=parent,
         note=note_text,
         resume=(scratch / "last.ckpt").is_file(),
@@ -194,7 +194,8 @@ def trained_name(cfg: DictConfig) -> str:
     return _name(cfg, f"{'/'.join(widths)}-bit") if widths else network_name(cfg)
 
 
-def _trained_bits(cfg: DictConfig) -> str:
+def trained_bits(cfg: DictConfig) -> str:
+    """The widths a network is trained for, as in ``FP 8 2``; `bits` where that is one."""
     return " ".join(settings.trained_widths(cfg)) or str(Precision.parse(cfg.bits))
 
 
@@ -218,7 +219,7 @@ def _description(cfg: DictConfig, data: ImageData, fingerprint: str) -> dict[str
         "model": cfg.model.name,
         "net": plain(cfg.model.net),
         "quantizer": cfg.quantizer.name,
-        "bits": _trained_bits(cfg),
+        "bits": trained_bits(cfg),
         **({"widths": list(widths), "norms": cfg.defence.norms} if widths else {}),
         **({} if cfg.defence.name == "none" else {"defence": plain(cfg.defence)}),
         "data": data.name,
