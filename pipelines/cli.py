@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import InputError
 from pipelines.settings import one_line, set_threads, work_folder
+from pipelines.status import stop_watching
 
 
 def launch(name: str) -> int:
@@ -26,7 +27,10 @@ def launch(name: str) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach this function instead of Hydra's printer
     detach_from_mlproject()
     try:
-        hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(task)()
+        try:
+            hydra.main(version_base="1.3", config_path="pkg://conf", config_name=name)(task)()
+        finally:
+            stop_watching()
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
@@ -42,7 +46,8 @@ def launch(name: str) -> int:
 
 
 def _so_far() -> str:
-    from pipelines.sweep import SWEEP_FOLDER, Sweep
+    from pipelines.plan import Sweep
+    from pipelines.sweep import SWEEP_FOLDER
 
     if SWEEP_FOLDER not in os.environ:
         return ""
@@ -61,8 +66,7 @@ def task(cfg: DictConfig) -> None:
     pipeline = importlib.import_module(f"pipelines.{HydraConfig.get().job.config_name}")
     set_threads(cfg)
     if SWEEP_FOLDER in os.environ:
-        jobs = HydraConfig.get().launcher.get("n_jobs", 1)
-        run_job(pipeline, cfg, Path(os.environ[SWEEP_FOLDER]), jobs if jobs > 0 else os.cpu_count() or 1)
+        run_job(pipeline, cfg, Path(os.environ[SWEEP_FOLDER]))
         return
     try:
         work_folder(cfg)

@@ -1,47 +1,73 @@
-"""What a person sees while cells run: one live line on a terminal, plain lines elsewhere."""
+"""What a person is told while cells run."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 QUIET_S = 30
 
-_live: Progress | None = None
+_console: Console | None = None
+_listener: Callable[[str], object] | None = None
 _last_line = time.monotonic()
 
 
 def say(line: str) -> None:
-    """A line that stays."""
+    """A line that stays, above whatever is shown live."""
     global _last_line
     _last_line = time.monotonic()
-    if _live is not None:
-        _live.console.print(line, markup=False, highlight=False)
+    if _console is not None:
+        _console.print(line, markup=False, highlight=False, soft_wrap=True)
     else:
         print(line, file=sys.stderr, flush=True)
 
 
+def silent_for() -> float:
+    """Seconds since the last line."""
+    return time.monotonic() - _last_line
+
+
 def note(text: str, *, of: str) -> None:
-    """What is going on with a cell: on the live line, or as a line of its own after half a minute of silence."""
-    if _live is not None:
-        _live.update(_live.task_ids[0], now=text)
-    elif time.monotonic() - _last_line > QUIET_S:
+    """What is going on with a cell: to whom it may concern, or as a line after half a minute of silence."""
+    if _listener is not None:
+        _listener(text)
+    elif silent_for() > QUIET_S:
         say(f"{of}: {text}")
 
 
 @contextmanager
+def heard_by(listener: Callable[[str], object]) -> Iterator[None]:
+    """Send the notes of the block to a listener."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
+
+
+@contextmanager
+def above(console: Console) -> Iterator[None]:
+    """Print the lines of the block above what the console shows live."""
+    global _console
+    _console = console
+    try:
+        yield
+    finally:
+        _console = None
+
+
+@contextmanager
 def live(title: str, *, enabled: bool) -> Iterator[None]:
-    """Show `title`, the latest `note` and the seconds since, while the block runs on a terminal."""
-    global _live
-    if not enabled or not sys.stderr.isatty() or _live is not None:
+    """Show `title`, the latest note and the seconds since, while the block runs on a terminal."""
+    if not enabled or not sys.stderr.isatty():
         yield
         return
-    from rich.console import Console
-
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -49,19 +75,6 @@ def live(title: str, *, enabled: bool) -> Iterator[None]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        progress.add_task(title, total=None, now="")
-        _live = progress
-        try:
+        task = progress.add_task(title, total=None, now="")
+        with above(progress.console), heard_by(lambda text: progress.update(task, now=text)):
             yield
-        finally:
-            _live = None
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(3725)
-    '1:02:05'
-    """
-    hours, rest = divmod(int(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,21 +1,21 @@
 """Sweeps: every cell checked before the first one runs, progress as they run, a summary at the end.
 
-The launching process writes a plan to ``WORK/sweeps/ID/plan.json`` and names that folder in the
-environment; each job, in this process or another, writes its outcome beside it.
+The launching process writes a plan to ``WORK/sweeps/ID`` and names that folder in the environment; each job,
+in this process or another, writes beside it what its cell is at (`pipelines.plan`), and the launching process
+tells of it (`pipelines.status`).
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import importlib
-import json
 import os
 import sys
 import time
 import traceback
 from collections import Counter
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,12 @@ from mlflow.entities import RunStatus
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from pipelines import status
 from pipelines.cells import Pipeline, open_tracker, process
 from pipelines.errors import InputError
 from pipelines.fingerprints import fingerprint
-from pipelines.progress import duration, live, say
+from pipelines.plan import Cell, Outcome, Sweep, duration
+from pipelines.progress import heard_by, say
 from pipelines.settings import one_line, work_folder
 from pipelines.tracking import Tracker
 
@@ -41,106 +43,38 @@ MAX_REPORTED = 10
 _AXES_OF_ATTACKS = ("seed", "attack", "backend", "n=", "targets", "apply", "count")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A planned cell; `group` is what cells of similar duration share."""
-
-    key: str
-    label: str
-    group: str
-    complete: bool
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a cell ended: ``done``, ``complete`` (was so before) or ``failed``.
-
-    `own_seconds` leaves out what the cell spent on training its network or waiting for it.
-    """
-
-    status: str
-    seconds: float = 0.0
-    own_seconds: float = 0.0
-    reason: str = ""
-
-
-class Sweep:
-    """A plan on disk and the outcomes beside it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        plan = json.loads((folder / "plan.json").read_text())
-        self.parent: str | None = plan["parent"]
-        self.started: float = plan["started"]
-        self.cells = [Cell(**cell) for cell in plan["cells"]]
-
-    @classmethod
-    def write(cls, folder: Path, parent: str | None, cells: list[Cell]) -> Sweep:
-        folder.mkdir(parents=True)
-        plan = {"parent": parent, "started": time.time(), "cells": [asdict(cell) for cell in cells]}
-        (folder / "plan.json").write_text(json.dumps(plan, indent=1))
-        return cls(folder)
-
-    def record(self, key: str, outcome: Outcome) -> None:
-        scratch = self.folder / f"{key}.{os.getpid()}.tmp"
-        scratch.write_text(json.dumps(asdict(outcome)))
-        scratch.replace(self.folder / f"{key}.json")
-
-    def outcomes(self) -> dict[str, Outcome]:
-        found = {cell.key: Outcome("complete") for cell in self.cells if cell.complete}
-        for cell in self.cells:
-            path = self.folder / f"{cell.key}.json"
-            if path.is_file():
-                found[cell.key] = Outcome(**json.loads(path.read_text()))
-        return found
-
-    def position(self, key: str) -> str:
-        number = next(i for i, cell in enumerate(self.cells, 1) if cell.key == key)
-        return f"[{number:>{len(str(len(self.cells)))}}/{len(self.cells)}]"
-
-    def elapsed_and_left(self, jobs: int) -> str:
-        """As in ``elapsed 1:20, about 3:10 left``: what is left is judged by the finished cells of its group.
-
-        While there are groups of which no cell has finished, that is ``at least`` what is left.
-        """
-        outcomes = self.outcomes()
-        spent: dict[str, list[float]] = {}
-        for cell in self.cells:
-            outcome = outcomes.get(cell.key)
-            if outcome is not None and outcome.status == "done":
-                spent.setdefault(cell.group, []).append(outcome.own_seconds)
-        elapsed = f"elapsed {duration(time.time() - self.started)}"
-        if not spent:
-            return elapsed
-        means = {group: sum(seconds) / len(seconds) for group, seconds in spent.items()}
-        waiting = [cell.group for cell in self.cells if cell.key not in outcomes]
-        left = sum(means.get(group, 0.0) for group in waiting) / max(1, jobs)
-        guess = "about" if set(waiting) <= set(means) else "at least"
-        return f"{elapsed}, {guess} {duration(left)} left"
-
-
-def run_job(pipeline: Pipeline, cfg: DictConfig, folder: Path, jobs: int) -> None:
+def run_job(pipeline: Pipeline, cfg: DictConfig, folder: Path) -> None:
     """One job of a sweep: a failure is written down and does not stop the others."""
     sweep = Sweep(folder)
     key = fingerprint(pipeline.identity(cfg))
     if any(cell.key == key and cell.complete for cell in sweep.cells):
         return
-    where = f"{sweep.position(key)} {pipeline.label(cfg)}"
-    with live(f"{where} · {sweep.elapsed_and_left(jobs)} ·", enabled=jobs == 1):
-        started = time.perf_counter()
-        try:
+    if sweep.on_terminal and os.getpid() != sweep.launcher.pid:
+        _redirect_output(folder)
+    begun = sweep.begin(key)
+    started = time.perf_counter()
+    try:
+        with heard_by(lambda text: sweep.begin(key, text, of=begun)):
             done = process(pipeline, cfg, open_tracker(cfg), sweep.parent)
-            metrics = done.run.data.metrics
-            status = "complete" if done.was_complete else "done"
-            outcome = Outcome(status, done.seconds, metrics.get("seconds", done.seconds))
-            figures = headline(metrics)
-        except Exception as error:
-            if not isinstance(error, InputError):
-                traceback.print_exc()
-            outcome = Outcome("failed", time.perf_counter() - started, reason=one_line(error) or type(error).__name__)
-            figures = f"FAILED: {outcome.reason}"
-        sweep.record(key, outcome)
-        say(f"{where}: {figures} ({outcome.seconds:.1f} s; {sweep.elapsed_and_left(jobs)})")
+        metrics = done.run.data.metrics
+        status = "complete" if done.was_complete else "done"
+        own_seconds = metrics.get("seconds", done.seconds)
+        outcome = Outcome(status, done.seconds, own_seconds, figures=headline(metrics))
+    except Exception as error:
+        trace = "" if isinstance(error, InputError) else traceback.format_exc()
+        reason = one_line(error) or type(error).__name__
+        outcome = Outcome("failed", time.perf_counter() - started, reason=reason, trace=trace)
+    sweep.record(key, outcome)
+
+
+@functools.cache
+def _redirect_output(folder: Path) -> None:
+    """Let what this worker's libraries print go to a file, where it does not run into the live table."""
+    log = os.open(folder / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        if os.isatty(descriptor):
+            os.dup2(log, descriptor)
+    os.close(log)
 
 
 def headline(metrics: dict[str, float]) -> str:
@@ -154,7 +88,7 @@ def headline(metrics: dict[str, float]) -> str:
 
 
 class SweepCallback(Callback):
-    """Hydra callback: plans a multirun, and sums it up."""
+    """Hydra callback: plans a multirun, tells of it while it runs, and sums it up."""
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         # Hydra turns a callback's exceptions into warnings; SystemExit is not one of them
@@ -175,9 +109,8 @@ class SweepCallback(Callback):
         tracker = open_tracker(configs[0])
         complete = set() if config.force else tracker.complete_fingerprints()
         cells: dict[str, Cell] = {}
-        for cfg in configs:
+        for cfg, group in zip(configs, _groups(configs), strict=True):
             key = fingerprint(pipeline.identity(cfg))
-            group = str(cfg.attack.name) if "attack" in cfg else "train"
             cells.setdefault(key, Cell(key, pipeline.label(cfg), group, key in complete))
         planned = list(cells.values())
         known = sum(cell.complete for cell in planned)
@@ -187,10 +120,13 @@ class SweepCallback(Callback):
             raise SystemExit(0)
         parent = _parent_run(tracker, pipeline, config, planned)
         folder = work_folder(config) / "sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        Sweep.write(folder, parent, planned)
+        title = f"{_title(pipeline, config, len(planned))}; study {config.study}"
+        sweep = Sweep.write(folder, parent, planned, title=title, on_terminal=sys.stderr.isatty())
         os.environ[SWEEP_FOLDER] = str(folder)
+        status.watch(sweep)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        status.stop_watching()
         sweep = Sweep(Path(os.environ.pop(SWEEP_FOLDER)))
         outcomes = sweep.outcomes()
         counts = Counter(outcome.status for outcome in outcomes.values())
@@ -201,12 +137,15 @@ class SweepCallback(Callback):
         say(
             f"{counts['done']} cells done, {counts['complete']} were complete, {len(failed)} failed"
             + (f", {missing} not run" if missing else "")
-            + f"; {duration(time.time() - sweep.started)}"
+            + f"; {duration(time.time() - sweep.launcher.started)}"
         )
         for cell, outcome in failed:
             say(f"  failed: {cell.label}: {outcome.reason}")
         if failed or missing:
             say("run the same command again to do what is missing")
+        for log in sweep.folder.glob("worker-*.log"):
+            if log.stat().st_size:
+                say(f"messages of a worker: {log}")
         _close_parent(config, sweep.parent, counts, failed=bool(failed or missing))
         if failed or missing:
             raise SystemExit(1)
@@ -223,6 +162,13 @@ def _order_axes(config: DictConfig) -> None:
     with read_write(config), open_dict(config):
         config.hydra.sweeper.params = None
         config.hydra.overrides.task = sorted(axes.values(), key=lambda o: not o.startswith(_AXES_OF_ATTACKS))
+
+
+def _groups(configs: list[DictConfig]) -> list[str]:
+    """What each job does, and to which model where there are several."""
+    several = len({cfg.model.name for cfg in configs}) > 1
+    kinds = [str(cfg.attack.name) if "attack" in cfg else "train" for cfg in configs]
+    return [f"{kind} on {cfg.model.name}" if several else kind for kind, cfg in zip(kinds, configs, strict=True)]
 
 
 def _jobs(config: DictConfig) -> list[list[str]]:
@@ -274,13 +220,21 @@ def _parent_run(tracker: Tracker, pipeline: Pipeline, config: DictConfig, cells:
     if known is not None:
         tracker.client.update_run(known, status=RunStatus.to_string(RunStatus.RUNNING))
         return known
-    axes = {o.partition("=")[0].lstrip("+~"): o.partition("=")[2] for o in config.hydra.overrides.task}
+    axes = _axes(config)
     command = " ".join(["python -m", f"pipelines.{pipeline.KIND}", "-m", *config.hydra.overrides.task])
-    swept = " × ".join(value for value in axes.values() if "," in value)
-    name = f"{pipeline.KIND} sweep, {len(cells)} cells: {swept}"
+    name = _title(pipeline, config, len(cells))
     listed = "\n".join(f"- **{axis}**: {value}" for axis, value in axes.items())
     note = f"A sweep of {len(cells)} cells.\n\n{listed}\n\n    {command}\n"
     return tracker.start(name[:250], kind="sweep", fingerprint=key, params=axes, parent=None, note=note)
+
+
+def _axes(config: DictConfig) -> dict[str, str]:
+    return {o.partition("=")[0].lstrip("+~"): o.partition("=")[2] for o in config.hydra.overrides.task}
+
+
+def _title(pipeline: Pipeline, config: DictConfig, count: int) -> str:
+    swept = " × ".join(value for value in _axes(config).values() if "," in value)
+    return f"{pipeline.KIND} sweep, {count} cells: {swept}"
 
 
 def _close_parent(config: DictConfig, parent: str | None, counts: Counter[str], *, failed: bool) -> None:

@@ -1,0 +1,195 @@
+"""A sweep on disk: its plan, and beside it what each cell is at, for any process that wants to look.
+
+``plan.json`` is written by the launching process; ``KEY.running`` and then ``KEY.json`` by the job of a cell,
+each whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+STATES = ("queued", "running", "done", "failed", "skipped", "interrupted")
+_PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A planned cell; `group` is what cells of similar duration share."""
+
+    key: str
+    label: str
+    group: str
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: ``done``, ``complete`` (was so before) or ``failed``.
+
+    `own_seconds` leaves out what the cell spent on training its network or waiting for it; `figures` are the
+    one or two worth a glance; `trace` is the traceback of what nobody expected.
+    """
+
+    status: str
+    seconds: float = 0.0
+    own_seconds: float = 0.0
+    reason: str = ""
+    figures: str = ""
+    trace: str = ""
+    ended: float = 0.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A cell that a process is at work on; `note` is what it said last."""
+
+    pid: int
+    host: str
+    started: float
+    note: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """False for a process of this machine that is no more; of other machines nothing is known."""
+        return self.host != socket.gethostname() or _exists(self.pid)
+
+
+class Sweep:
+    """A plan on disk and what is beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        plan = json.loads((folder / _PLAN).read_text())
+        self.title: str = plan["title"]
+        self.parent: str | None = plan["parent"]
+        self.launcher = Running(plan["pid"], plan["host"], plan["started"])
+        self.on_terminal: bool = plan["on_terminal"]
+        self.cells = [Cell(**cell) for cell in plan["cells"]]
+        self._numbers = {cell.key: number for number, cell in enumerate(self.cells, 1)}
+        self._ended = {cell.key: Outcome("complete") for cell in self.cells if cell.complete}
+
+    @classmethod
+    def write(cls, folder: Path, parent: str | None, cells: list[Cell], *, title: str, on_terminal: bool) -> Sweep:
+        folder.mkdir(parents=True)
+        launcher = Running(os.getpid(), socket.gethostname(), time.time())
+        plan = {
+            "title": title,
+            "parent": parent,
+            "pid": launcher.pid,
+            "host": launcher.host,
+            "started": launcher.started,
+            "on_terminal": on_terminal,
+            "cells": [asdict(cell) for cell in cells],
+        }
+        _write(folder / _PLAN, plan)
+        return cls(folder)
+
+    def begin(self, key: str, note: str = "", *, of: Running | None = None) -> Running:
+        """Write down that this process is at work on a cell, or with `of` what it is at now."""
+        now = replace(of, note=note) if of else Running(os.getpid(), socket.gethostname(), time.time(), note)
+        _write(self.folder / f"{key}.running", asdict(now))
+        return now
+
+    def record(self, key: str, outcome: Outcome) -> None:
+        _write(self.folder / f"{key}.json", asdict(replace(outcome, ended=time.time())))
+        (self.folder / f"{key}.running").unlink(missing_ok=True)
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """The outcomes so far; each file is read once."""
+        for key in self._keys(".json") - self._ended.keys():
+            self._ended[key] = Outcome(**json.loads((self.folder / f"{key}.json").read_text()))
+        return dict(self._ended)
+
+    def at_work(self) -> dict[str, Running]:
+        """The cells that were begun and have not ended, alive or not, in the order they were begun."""
+        found = {}
+        for key in self._keys(".running") - self.outcomes().keys():
+            try:
+                found[key] = Running(**json.loads((self.folder / f"{key}.running").read_text()))
+            except FileNotFoundError:
+                continue  # it has just ended
+        return dict(sorted(found.items(), key=lambda item: item[1].started))
+
+    def states(self) -> dict[str, str]:
+        """One of `STATES` for each cell."""
+        at_work, ended = self.at_work(), self.outcomes()
+        found = {cell.key: "queued" for cell in self.cells}
+        found |= {key: "running" if work.alive else "interrupted" for key, work in at_work.items()}
+        return found | {key: "skipped" if end.status == "complete" else end.status for key, end in ended.items()}
+
+    def position(self, key: str) -> str:
+        return f"[{self._numbers[key]:>{len(str(len(self.cells)))}}/{len(self.cells)}]"
+
+    def is_over(self) -> bool:
+        """Whether nothing will come any more: every cell has ended, or the launching process has."""
+        return len(self.outcomes()) == len(self.cells) or not self.launcher.alive
+
+    def elapsed_and_left(self) -> str:
+        """As in ``elapsed 1:20, about 3:10 left``: what is left is judged by the finished cells of its group.
+
+        While there are groups of which no cell has finished, that is ``at least`` what is left. The cells that
+        run now tell how many run at a time.
+        """
+        ended, now = self.outcomes(), time.time()
+        if self.is_over():
+            now = max((self.launcher.started, *(outcome.ended for outcome in ended.values())))
+        elapsed = f"elapsed {duration(now - self.launcher.started)}"
+        spent: dict[str, list[float]] = {}
+        for cell in self.cells:
+            if cell.key in ended and ended[cell.key].status == "done":
+                spent.setdefault(cell.group, []).append(ended[cell.key].own_seconds)
+        if not spent or self.is_over():
+            return elapsed
+        means = {group: sum(seconds) / len(seconds) for group, seconds in spent.items()}
+        running = {key: work for key, work in self.at_work().items() if work.alive}
+        waiting = Counter(cell.group for cell in self.cells if cell.key not in ended)
+        total = sum(means.get(group, 0.0) * count for group, count in waiting.items())
+        group_of = {cell.key: cell.group for cell in self.cells}
+        under_way = sum(min(now - work.started, means.get(group_of[key], 0.0)) for key, work in running.items())
+        left = duration((total - under_way) / max(1, len(running)))
+        if set(waiting) <= set(means):
+            return f"{elapsed}, about {left} left"
+        return f"{elapsed}, at least {left} left" if left != "0:00" else elapsed
+
+    def _keys(self, ending: str) -> set[str]:
+        names = {entry.name.removesuffix(ending) for entry in os.scandir(self.folder) if entry.name.endswith(ending)}
+        return names & self._numbers.keys()
+
+
+def newest(work: Path) -> Path | None:
+    """The folder of the sweep in a working folder that was launched last."""
+    plans = list((work / "sweeps").glob(f"*/{_PLAN}"))
+    return max(plans, key=lambda plan: plan.stat().st_mtime).parent if plans else None
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(3725)
+    '1:02:05'
+    """
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    scratch.write_text(json.dumps(content, indent=1))
+    scratch.replace(path)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
