@@ -11,11 +11,12 @@ import os
 import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-STATES = ("queued", "running", "done", "failed", "skipped", "interrupted")
+STATES = ("queued", "running", "done", "failed", "skipped", "interrupted", "deferred", "undelivered")
 _PLAN = "plan.json"
 
 
@@ -31,7 +32,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: ``done``, ``complete`` (was so before) or ``failed``.
+    """How a cell ended: ``done``, ``complete`` (was so before) or ``failed``; for now: ``deferred``, ``undelivered``.
 
     `own_seconds` leaves out what the cell spent on training its network or waiting for it; `figures` are the
     one or two worth a glance; `trace` is the traceback of what nobody expected.
@@ -73,7 +74,7 @@ class Sweep:
         self.on_terminal: bool = plan["on_terminal"]
         self.cells = [Cell(**cell) for cell in plan["cells"]]
         self._numbers = {cell.key: number for number, cell in enumerate(self.cells, 1)}
-        self._ended = {cell.key: Outcome("complete") for cell in self.cells if cell.complete}
+        self._read: dict[str, tuple[int, Outcome]] = {}
 
     @classmethod
     def write(cls, folder: Path, parent: str | None, cells: list[Cell], *, title: str, on_terminal: bool) -> Sweep:
@@ -94,7 +95,8 @@ class Sweep:
     def begin(self, key: str, note: str = "", *, of: Running | None = None) -> Running:
         """Write down that this process is at work on a cell, or with `of` what it is at now."""
         now = replace(of, note=note) if of else Running(os.getpid(), socket.gethostname(), time.time(), note)
-        _write(self.folder / f"{key}.running", asdict(now))
+        with suppress(OSError):  # a full disk is no reason to stop what is under way
+            _write(self.folder / f"{key}.running", asdict(now))
         return now
 
     def record(self, key: str, outcome: Outcome) -> None:
@@ -102,15 +104,17 @@ class Sweep:
         (self.folder / f"{key}.running").unlink(missing_ok=True)
 
     def outcomes(self) -> dict[str, Outcome]:
-        """The outcomes so far; each file is read once."""
-        for key in self._keys(".json") - self._ended.keys():
-            self._ended[key] = Outcome(**json.loads((self.folder / f"{key}.json").read_text()))
-        return dict(self._ended)
+        """The outcomes so far; a file is read when it is new."""
+        for key, written in self._written(".json").items():
+            if self._read.get(key, (0,))[0] != written:
+                self._read[key] = (written, Outcome(**json.loads((self.folder / f"{key}.json").read_text())))
+        known = {cell.key: Outcome("complete") for cell in self.cells if cell.complete}
+        return known | {key: outcome for key, (_, outcome) in list(self._read.items())}
 
     def at_work(self) -> dict[str, Running]:
         """The cells that were begun and have not ended, alive or not, in the order they were begun."""
         found = {}
-        for key in self._keys(".running") - self.outcomes().keys():
+        for key in self._written(".running"):
             try:
                 found[key] = Running(**json.loads((self.folder / f"{key}.running").read_text()))
             except FileNotFoundError:
@@ -121,15 +125,18 @@ class Sweep:
         """One of `STATES` for each cell."""
         at_work, ended = self.at_work(), self.outcomes()
         found = {cell.key: "queued" for cell in self.cells}
-        found |= {key: "running" if work.alive else "interrupted" for key, work in at_work.items()}
-        return found | {key: "skipped" if end.status == "complete" else end.status for key, end in ended.items()}
+        found |= {key: "skipped" if end.status == "complete" else end.status for key, end in ended.items()}
+        return found | {key: "running" if work.alive else "interrupted" for key, work in at_work.items()}
 
     def position(self, key: str) -> str:
         return f"[{self._numbers[key]:>{len(str(len(self.cells)))}}/{len(self.cells)}]"
 
     def is_over(self) -> bool:
         """Whether nothing will come any more: every cell has ended, or the launching process has."""
-        return len(self.outcomes()) == len(self.cells) or not self.launcher.alive
+        return self.is_finished() or not self.launcher.alive
+
+    def is_finished(self) -> bool:
+        return sum(outcome.status != "deferred" for outcome in self.outcomes().values()) == len(self.cells)
 
     def elapsed_and_left(self) -> str:
         """As in ``elapsed 1:20, about 3:10 left``: what is left is judged by the finished cells of its group.
@@ -158,9 +165,11 @@ class Sweep:
             return f"{elapsed}, about {left} left"
         return f"{elapsed}, at least {left} left" if left != "0:00" else elapsed
 
-    def _keys(self, ending: str) -> set[str]:
-        names = {entry.name.removesuffix(ending) for entry in os.scandir(self.folder) if entry.name.endswith(ending)}
-        return names & self._numbers.keys()
+    def _written(self, ending: str) -> dict[str, int]:
+        """The cells that have a file of this kind, and when it was written (ns)."""
+        files = [entry for entry in os.scandir(self.folder) if entry.name.endswith(ending)]
+        names = [entry.name.removesuffix(ending) for entry in files]
+        return {name: _modified(entry) for name, entry in zip(names, files, strict=True) if name in self._numbers}
 
 
 def newest(work: Path) -> Path | None:
@@ -177,6 +186,13 @@ def duration(seconds: float) -> str:
     hours, rest = divmod(int(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _modified(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_mtime_ns
+    except FileNotFoundError:  # it has just been replaced or removed
+        return -1
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def table(sweep: Sweep, height: int = _HEIGHT) -> RenderableType:
 
 
 def _whole(sweep: Sweep) -> Text:
-    if len(sweep.outcomes()) == len(sweep.cells):
+    if sweep.is_finished():
         return Text("finished", style="green")
     if sweep.is_over():
         return Text("interrupted (run it again to go on)", style="yellow")
@@ -68,7 +68,7 @@ def _groups(sweep: Sweep, states: dict[str, str], room: int) -> Table:
             f"{len(rest)} more": sum((counts[name] for name in rest), Counter())
         }
     total = sum(counts.values(), Counter())
-    shown = [state for state in STATES if total[state] or state != "interrupted"]
+    shown = [state for state in STATES if total[state] or state in STATES[:5]]
     found = Table(box=box.SIMPLE_HEAD, show_footer=len(counts) > 1, padding=(0, 1), pad_edge=False)
     found.add_column("", footer="all")
     for state in shown:
@@ -115,7 +115,8 @@ class Watch:
     def __init__(self, sweep: Sweep, *, fresh: bool = True) -> None:
         """Without `fresh` the cells that have ended by now are not told of."""
         self._sweep = sweep
-        self._told = {cell.key for cell in sweep.cells if cell.complete} if fresh else set(sweep.outcomes())
+        known = {cell.key for cell in sweep.cells if cell.complete} if fresh else None
+        self._told = {key: end.status for key, end in sweep.outcomes().items() if known is None or key in known}
         self._notes: dict[str, str] = {}
         self._stop = threading.Event()
         self._shown = ExitStack()
@@ -151,10 +152,10 @@ class Watch:
     def _tell(self) -> None:
         outcomes = self._sweep.outcomes()
         for cell in self._sweep.cells:
-            if cell.key in self._told or cell.key not in outcomes:
+            if cell.key not in outcomes or self._told.get(cell.key) == outcomes[cell.key].status:
                 continue
-            self._told.add(cell.key)
             ended = outcomes[cell.key]
+            self._told[cell.key] = ended.status
             if ended.trace:
                 say(ended.trace.rstrip())
             figures = f"FAILED: {ended.reason}" if ended.status == "failed" else ended.figures
