@@ -31,11 +31,17 @@ def network_identity(cfg: DictConfig, data_digest: str) -> dict[str, Any]:
         "kind": "network",
         "data": {"name": cfg.data.name, "digest": data_digest},
         "model": plain(cfg.model.net),
-        "quantizer": cfg.quantizer.name,
+        **quantizer_identity(cfg),
         **({} if defence["widths"] else {"bits": str(Precision.parse(cfg.bits))}),
         "training": plain(cfg.training),
         **({} if defence == UNDEFENDED else {"defence": defence}),
     }
+
+
+def quantizer_identity(cfg: DictConfig) -> dict[str, Any]:
+    """A quantiser's name, and what it is given besides its bits; those of this package are given nothing."""
+    given = {name: value for name, value in plain(cfg.quantizer).items() if name not in ("name", "_target_", "bits")}
+    return {"quantizer": cfg.quantizer.name, **({"quantizer_settings": given} if given else {})}
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 from pipelines import released, settings, train
 from pipelines.cells import open_tracker, process
 from pipelines.errors import InputError
-from pipelines.fingerprints import fingerprint, network_identity, plain
+from pipelines.fingerprints import fingerprint, network_identity, plain, quantizer_identity
 from pipelines.tracking import Tracker
 from qnn.checkpoint import CheckpointError, load_weights, read_description
 from qnn.data import ImageData
@@ -140,7 +140,7 @@ def matching_description(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     if lacking := sorted(_NEEDED - described.keys()):
         raise InputError(f"the network stored in {folder} is not described well enough: no {', '.join(lacking)}")
     bits = train.trained_bits(cfg)
-    asked = {"net": plain(cfg.model.net), "quantizer": cfg.quantizer.name, "bits": bits}
+    asked = {"net": plain(cfg.model.net), "quantizer_settings": None, **quantizer_identity(cfg), "bits": bits}
     stored = {name: described.get(name) for name in asked}
     if asked != stored:
         raise InputError(

@@ -75,9 +75,11 @@ def build_network(cfg: DictConfig, data: ImageData) -> nn.Module:
     shape = getattr(type(net), "input_shape", data.shape)
     if any(want not in (None, have) for want, have in zip(shape, data.shape, strict=True)):
         wanted = _by(side or "any" for side in shape)
+        paper_data = cfg.model.get("paper_data")
+        hint = f" (the paper trains {cfg.model.name} on {paper_data})" if paper_data else ""
         raise InputError(
             f"model={cfg.model.name} takes images of shape {wanted}, data={cfg.data.name} has {_by(data.shape)}:"
-            f" choose another model or data set (the paper trains {cfg.model.name} on {cfg.model.paper_data})"
+            f" choose another model or data set{hint}"
         )
     return net
 

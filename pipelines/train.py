@@ -22,10 +22,10 @@ from pytorch_lightning.loggers import MLFlowLogger
 from pipelines import released, settings
 from pipelines.cells import process
 from pipelines.errors import InputError
-from pipelines.fingerprints import UNDEFENDED, network_identity, plain
+from pipelines.fingerprints import UNDEFENDED, network_identity, plain, quantizer_identity
 from pipelines.progress import note
 from pipelines.tracking import Tracker, flatten
-from qnn.checkpoint import load_weights, save_network
+from qnn.checkpoint import is_own, load_weights, read_description, save_network
 from qnn.data import ImageData
 from qnn.precision import Precision
 from qnn.switchable import at_width, widths_of
@@ -66,7 +66,11 @@ def label(cfg: DictConfig) -> str:
 
 
 def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> str:
-    """Train one network and track it: curves, accuracies, stored network, loadable MLflow model."""
+    """Train one network and track it: curves, accuracies, stored network, loadable MLflow model.
+
+    The MLflow model is left out where the model or the quantiser is not this package's: loading a stored network
+    must not run code that its description names.
+    """
     data = settings.load_data(cfg)
     scratch = settings.work_folder(cfg) / "training" / fingerprint
     note_text = f"Training of {trained_name(cfg)} on {data.name} with the recipe `{cfg.training.name}`."
@@ -118,7 +122,8 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             described = {**_description(cfg, data, fingerprint), "test_accuracy": figures["test_accuracy"]}
             save_network(stored, net, {**described, "test_accuracies": by_width} if by_width else described)
             tracker.log_folder(run_id, stored, ARTIFACT)
-            _log_model(run_id, stored, data, label(cfg))
+            if is_own(read_description(stored)):
+                _log_model(run_id, stored, data, label(cfg))
     shutil.rmtree(scratch, ignore_errors=True)
     return run_id
 
@@ -168,6 +173,7 @@ def parameters(cfg: DictConfig, data: ImageData) -> dict[str, Any]:
         "activation_bits": precision.activations or "FP",
         "data": data.name,
         "quantizer": cfg.quantizer.name,
+        **flatten(quantizer_identity(cfg).get("quantizer_settings", {}), "quantizer."),
         **_defence(cfg),
         **flatten(plain(cfg.model.net), "model.net."),
         **flatten({k: v for k, v in plain(cfg.data).items() if k not in ("name", "function", "root")}, "data."),
@@ -218,7 +224,7 @@ def _description(cfg: DictConfig, data: ImageData, fingerprint: str) -> dict[str
         "fingerprint": fingerprint,
         "model": cfg.model.name,
         "net": plain(cfg.model.net),
-        "quantizer": cfg.quantizer.name,
+        **quantizer_identity(cfg),
         "bits": trained_bits(cfg),
         **({"widths": list(widths), "norms": cfg.defence.norms} if widths else {}),
         **({} if cfg.defence.name == "none" else {"defence": plain(cfg.defence)}),

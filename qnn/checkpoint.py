@@ -34,9 +34,13 @@ class CheckpointError(ValueError):
 
 
 def save_network(folder: Path, net: nn.Module, description: dict[str, Any]) -> None:
-    """Write the state of `net` and its description (plain JSON values)."""
+    """Write the state of `net` and its description (plain JSON values).
+
+    The description gains a `fingerprint`, from the weights, if it has none: what tells networks apart in the tracking
+    store.
+    """
     _write(folder, _state(net))
-    _describe(folder, description)
+    _describe(folder, {"fingerprint": _sha256(folder / WEIGHTS)[:16], **description})
 
 
 def save_packed(folder: Path, net: nn.Module, description: dict[str, Any]) -> None:
@@ -169,6 +173,12 @@ def _forms(state: dict[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, 
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
 
 
+def is_own(described: dict[str, Any]) -> bool:
+    """Whether a description is that of a network whose model and quantiser are this package's."""
+    module, _, name = str(described["net"].get("_target_")).rpartition(".")
+    return module == models.__name__ and name in models.__all__ and str(described.get("quantizer")) in QUANTIZERS
+
+
 def rebuild(folder: Path) -> nn.Module:
     """The stored network, in eval mode, for one of this package's models and quantisers.
 
@@ -179,13 +189,12 @@ def rebuild(folder: Path) -> nn.Module:
     settings = described.get("net")
     if not isinstance(settings, dict):
         raise CheckpointError(f"{folder} describes no network")
-    settings = dict(settings)
-    module, _, name = str(settings.pop("_target_", "")).rpartition(".")
-    quantizer = QUANTIZERS.get(str(described.get("quantizer")))
-    if module != models.__name__ or name not in models.__all__ or quantizer is None:
+    if not is_own(described):
         raise CheckpointError(f"{folder} describes a network that is not one of {', '.join(models.__all__)}")
+    settings = dict(settings)
+    model = getattr(models, settings.pop("_target_").rpartition(".")[2])
     try:
-        net = _built(getattr(models, name), quantizer, described, settings)
+        net = _built(model, QUANTIZERS[described["quantizer"]], described, settings)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} describes a network that cannot be built ({error!r})") from error
     return load_weights(net, folder).eval()

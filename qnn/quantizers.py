@@ -48,7 +48,11 @@ class _ScaledSign(torch.autograd.Function):
         return grad
 
 
-class DoReFaWeight(nn.Module):
+class QuantizerModule(nn.Module):
+    """What a quantiser puts into a network; a network of several widths has one of each width in its place."""
+
+
+class DoReFaWeight(QuantizerModule):
     """Quantise a weight tensor over the whole tensor (eq. 25, 26).
 
     One bit: E|w| · sign(w) with sign(0) = +1 and gradient 1 (no gradient through E|w|).
@@ -98,7 +102,7 @@ def clip_to_levels(x: Tensor, bits: int) -> Tensor:
     return _ClipToLevels.apply(x, 2**bits - 1)
 
 
-class DoReFaActivation(nn.Module):
+class DoReFaActivation(QuantizerModule):
     """`clip_to_levels` of float32 values."""
 
     def __init__(self, bits: int) -> None:
@@ -113,7 +117,7 @@ class DoReFaActivation(nn.Module):
         return f"bits={self.bits}"
 
 
-class ClipWeight(nn.Module):
+class ClipWeight(QuantizerModule):
     """DoReFa's weight mapping without rounding: tanh w / max|tanh w| in [−1, 1]."""
 
     def forward(self, w: Tensor) -> Tensor:
@@ -121,7 +125,7 @@ class ClipWeight(nn.Module):
         return bounded / bounded.abs().max()
 
 
-class ClipActivation(nn.Module):
+class ClipActivation(QuantizerModule):
     """DoReFa's activation range without rounding: clip(x, 0, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +133,7 @@ class ClipActivation(nn.Module):
 
 
 class Quantizer(Protocol):
-    """What a network asks for when it is built.
+    """What a network asks for when it is built; the modules given are `QuantizerModule`, or the identity.
 
     Attributes:
         topology: the one that goes with it: ``quantized`` (the seed paper's) or ``fp`` (the FP network's,

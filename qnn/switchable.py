@@ -15,12 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnn.precision import Precision
-from qnn.quantizers import ClipActivation, ClipWeight, DoReFaActivation, DoReFaWeight
-from qnn.uniform import UniformActivation, UniformWeight
+from qnn.quantizers import QuantizerModule
 
 Norms = Literal["switchable", "shared"]
-
-_QUANTIZING = (DoReFaWeight, DoReFaActivation, ClipWeight, ClipActivation, UniformWeight, UniformActivation)
 
 
 class Switchable(nn.Module):
@@ -61,14 +58,21 @@ def switchable(build: Callable[[str], nn.Module], widths: Sequence[str], *, norm
         )
     for place in sorted(places[names[0]]):
         alternatives = {name: other.get_submodule(place) for name, other in nets.items()}
-        if _differs(alternatives.values(), norms):
+        if _is_switched(alternatives.values(), norms):
             net.set_submodule(place, Switchable(alternatives))
+        elif _differ(alternatives.values()):
+            kind = type(alternatives[names[-1]]).__name__
+            raise ValueError(f"{place} differs between widths: derive {kind} from qnn.quantizers.QuantizerModule")
     return net
 
 
-def _differs(alternatives: Iterable[nn.Module], norms: Norms) -> bool:
-    switched = _QUANTIZING + ((_BatchNorm,) if norms == "switchable" else ())
+def _is_switched(alternatives: Iterable[nn.Module], norms: Norms) -> bool:
+    switched = (QuantizerModule, _BatchNorm) if norms == "switchable" else QuantizerModule
     return any(isinstance(module, switched) for module in alternatives)
+
+
+def _differ(alternatives: Iterable[nn.Module]) -> bool:
+    return len({(type(module), getattr(module, "bits", None)) for module in alternatives}) > 1
 
 
 def _switches(net: nn.Module) -> Iterator[tuple[str, Switchable]]:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from qnn.precision import Precision
-from qnn.quantizers import clip_to_levels, straight_through
+from qnn.quantizers import QuantizerModule, clip_to_levels, straight_through
 
 _TINY = torch.finfo(torch.float32).tiny
 _NEWEST = 0.1
 
 
-class UniformWeight(nn.Module):
+class UniformWeight(QuantizerModule):
     """s · round(w / s) with s = max|w| / (2^(bits−1) − 1) of each output channel; gradient 1.
 
     >>> UniformWeight(bits=3)(torch.tensor([[0.3, -0.2, 0.05]]))
@@ -41,7 +41,7 @@ class UniformWeight(nn.Module):
         return f"bits={self.bits}"
 
 
-class UniformActivation(nn.Module):
+class UniformActivation(QuantizerModule):
     """The 2^bits levels from 0 to `range`; gradient 1 inside [0, range], 0 outside.
 
     In training mode `range` follows the largest value of each batch, and starts at that of the first.
