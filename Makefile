@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint ui tables paper
+.PHONY: quickstart test lint ui tables paper docs
 
 quickstart: $(STAMP)  ## the main job on the bundled digits, and its tables
 	$(RUN) -m pipelines.attack experiment=quickstart hydra/launcher=joblib hydra.launcher.n_jobs=2
@@ -27,8 +27,12 @@ tables: $(STAMP)
 paper: $(STAMP)  ## tables, figures, verdicts and the report of the study, from the runs in results/runs
 	$(RUN) -m analysis.paper
 
+docs: $(STAMP)  ## this project's documentation, in docs/_build/html
+	$(RUN) -m sphinx --fresh-env --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "open $(CURDIR)/docs/_build/html/index.html"
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --constraint constraints.txt --editable ".[dev]"
+	$(RUN) -m pip install --constraint constraints.txt --editable ".[dev,docs]"
 	touch $(STAMP)

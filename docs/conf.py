@@ -14,17 +14,18 @@ sys.path.insert(0, str(HERE / "_ext"))
 import conf_tree  # noqa: E402
 
 project = "Robustness of quantised neural networks"
-author = "the project's authors"
 version = release = metadata.version("qnn-robustness")
 language = "en"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build", "_ext", "examples"]
-suppress_warnings = ["autosectionlabel.*"]
 
 html_theme = "furo"
 html_title = project
 html_copy_source = False
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

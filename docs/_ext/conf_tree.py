@@ -124,7 +124,7 @@ def _code(value: str) -> str:
 
 def _escaped(comment: str) -> str:
     """A comment as Markdown that says just that."""
-    return re.sub(r"([\\*<>$`])", r"\\\1", _cell(comment))
+    return re.sub(r"([\\*<>$`|])", r"\\\1", comment)
 
 
 def _index(groups: list[str]) -> str:
