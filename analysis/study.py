@@ -27,16 +27,19 @@ from tqdm import tqdm
 from analysis.cells import newest
 from analysis.store import default_uri, load_runs
 
-KINDS = ("train", "attack", "transfer")
+KINDS = ("train", "attack", "transfer", "alignment", "sensitivity")
 TABLES = {
     "images": ("attack", "per_image.json"),
     "progress": ("attack", "progress.json"),
     "transfers": ("transfer", "transfer.json"),
     "transferred": ("transfer", "transferred.json"),
+    "alignments": ("alignment", "alignment.json"),
+    "sensitivities": ("sensitivity", "sensitivity.json"),
 }
 PICTURES = 10
 _PLACES = ("work=", "tracking.", "data.root=")
 _PICTURED = {"fgsm": "first", "boundary": "farthest"}
+_PATCHES = "patch_"
 _IMAGE_COLUMNS = [
     "fingerprint", "index", "label", "adv_prediction", "evaded", "success", "gave_up", "label_rank", "l0", "l2", "linf",
     "correlation",
@@ -48,23 +51,31 @@ class Study:
     """Complete runs, the newest of each cell, and what hangs on them by `fingerprint`.
 
     Attributes:
-        train, attack, transfer: one row per run, columns as `analysis.store.load_runs` gives them.
+        train, attack, transfer, alignment, sensitivity: one row per run, columns as `analysis.store.load_runs` gives
+            them.
         images: one row per attacked image, see `attacks.metrics.per_image_record`.
         progress: one row per kept iteration of an attack.
         transfers: one row per transfer cell and target network.
         transferred: one row per transfer cell, target and image.
+        alignments: one row per alignment run, pair of widths and null, see `pipelines.alignment.alignment_table`.
+        sensitivities: one row per sensitivity run, width, patch or noise, and place.
         pictures: adversarial images, uint8: ``FINGERPRINT.first`` (k, c, h, w) of FGSM, ``.farthest`` of Boundary,
             those with the largest L2; where there are snapshots, ``.snapshots`` (iterations, k, c, h, w) of the
-            first images after ``.iterations``, and the ``.clean`` ones.
+            first images after ``.iterations``, and the ``.clean`` ones; of a universal patch ``.patch`` (c, k, k) and
+            the ``.first`` patched images.
     """
 
-    train: pd.DataFrame
-    attack: pd.DataFrame
-    transfer: pd.DataFrame
+    train: pd.DataFrame = field(default_factory=pd.DataFrame)
+    attack: pd.DataFrame = field(default_factory=pd.DataFrame)
+    transfer: pd.DataFrame = field(default_factory=pd.DataFrame)
+    alignment: pd.DataFrame = field(default_factory=pd.DataFrame)
+    sensitivity: pd.DataFrame = field(default_factory=pd.DataFrame)
     images: pd.DataFrame = field(default_factory=pd.DataFrame)
     progress: pd.DataFrame = field(default_factory=pd.DataFrame)
     transfers: pd.DataFrame = field(default_factory=pd.DataFrame)
     transferred: pd.DataFrame = field(default_factory=pd.DataFrame)
+    alignments: pd.DataFrame = field(default_factory=pd.DataFrame)
+    sensitivities: pd.DataFrame = field(default_factory=pd.DataFrame)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -93,7 +104,7 @@ def merged(old: Study, new: Study) -> Study:
         before, after = getattr(old, name), getattr(new, name)
         kept = before[~before["fingerprint"].isin(replaced)] if len(before) else before
         parts = [part.astype({"fingerprint": str}) for part in (kept, after) if len(part)]
-        return pd.concat(parts, ignore_index=True) if parts else after
+        return pd.concat(parts, ignore_index=True) if parts else max(before, after, key=lambda empty: empty.shape[1])
 
     tables = {name: together(name) for name in (*KINDS, *TABLES)}
     tables["images"] = _slim(tables["images"])
@@ -117,7 +128,8 @@ def load(folder: Path) -> Study:
     """
     if not (folder / "attack.parquet").is_file():
         raise LookupError(f"{folder} holds no exported study: make one with python -m analysis.study")
-    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in (*KINDS, *TABLES)}
+    written = [name for name in (*KINDS, *TABLES) if (folder / f"{name}.parquet").is_file()]
+    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in written}
     return Study(**tables, pictures=load_file(folder / "pictures.safetensors"))
 
 
@@ -166,8 +178,15 @@ def _pictures(client: MlflowClient, row: pd.Series, images: pd.DataFrame | None)
     found = {}
     key = row["fingerprint"]
     attack = row["params.attack"]
-    examples = _artifact(client, row["run_id"], "examples/adversarial.safetensors") if attack in _PICTURED else None
-    if examples is not None and images is not None:
+    shown = attack in _PICTURED or (attack.startswith(_PATCHES) and row["params.seed"] == "0")
+    examples = _artifact(client, row["run_id"], "examples/adversarial.safetensors") if shown else None
+    if examples is not None and attack.startswith(_PATCHES):
+        with safe_open(examples, framework="numpy") as stored:
+            universal = "patch" in set(stored.keys()) and len(stored.get_slice("patch").get_shape()) == 3
+            if universal:
+                found[f"{key}.patch"] = _bytes(stored.get_tensor("patch"))
+                found[f"{key}.first"] = _bytes(stored.get_slice("x_adv")[:PICTURES])
+    elif examples is not None and images is not None:
         l2 = images["l2"].where(images["success"], 0).to_numpy()
         order = np.argsort(-l2, kind="stable") if attack == "boundary" else np.arange(len(l2))
         with safe_open(examples, framework="numpy") as stored:

@@ -47,6 +47,29 @@ def record():
 
 
 @pytest.fixture(scope="module")
+def patches(tmp_path_factory):
+    """A store of patch attacks and comparisons of widths."""
+    folder = tmp_path_factory.mktemp("patches")
+    store = Store(folder)
+    labels = torch.zeros(IMAGES, dtype=torch.int64)
+    patch = torch.full((1, 2, 2), 0.2)
+    for name, shown, seed in (
+        ("universal", patch, "0"),
+        ("each", patch.expand(IMAGES, 1, 2, 2).clone(), "0"),
+        ("later", patch, "1"),
+    ):
+        examples = AdversarialExamples(bright(IMAGES), labels, labels.clone(), {}, patch=shown)
+        save_examples(folder / "adversarial.safetensors", examples)
+        run_id = store.log("attack", name, params={"attack": "patch_lavan", "seed": seed})
+        store.client.log_artifact(run_id, str(folder / "adversarial.safetensors"), "examples")
+    pairs = pd.DataFrame({"pair": ["FP-2"], "kind": ["measured"], "cosine": [0.25]})
+    store.log("alignment", "aligned", params={"model": "mnist_a"}, tables={"alignment.json": pairs})
+    places = pd.DataFrame({"bits": ["2"], "kind": ["noise"], "row": [0], "column": [2], "success_rate": [0.5]})
+    store.log("sensitivity", "mapped", params={"model": "mnist_a"}, tables={"sensitivity.json": places})
+    return store
+
+
+@pytest.fixture(scope="module")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     store = Store(folder)
@@ -161,7 +184,10 @@ def test_an_empty_folder_is_no_study(tmp_path):
 
 def test_a_store_is_exported_from_the_command_line(store, study, tmp_path, capsys):
     assert main(["--tracking-uri", store.uri, "--out", str(tmp_path / "runs")]) == 0
-    assert f"1 train, 5 attack, 1 transfer runs written to {tmp_path / 'runs'}" in capsys.readouterr().out
+    assert (
+        f"1 train, 5 attack, 1 transfer, 0 alignment, 0 sensitivity runs written to {tmp_path / 'runs'}"
+        in capsys.readouterr().out
+    )
     same(load(tmp_path / "runs"), study)
 
 
@@ -199,3 +225,28 @@ def test_merging_with_nothing_changes_nothing(study):
             pd.testing.assert_frame_equal(
                 getattr(both, name), getattr(study, name), check_dtype=False, check_categorical=False
             )
+
+
+def test_universal_patches_of_the_first_seed_are_kept_with_patched_images(patches):
+    pictures = from_store(patches.uri).pictures
+    assert pictures["universal.patch"].shape == (1, 2, 2)
+    assert (pictures["universal.patch"] == 51).all()
+    assert pictures["universal.first"].shape == (PICTURES, 1, 4, 4)
+    assert not {name for name in pictures if name.startswith(("each.", "later."))}
+
+
+def test_comparisons_of_widths_are_kept(patches, tmp_path):
+    save(from_store(patches.uri), tmp_path)
+    study = load(tmp_path)
+    assert study.alignments[["fingerprint", "pair", "cosine"]].values.tolist() == [["aligned", "FP-2", 0.25]]
+    assert study.sensitivities["success_rate"].tolist() == [0.5]
+    assert study.alignment["params.model"].tolist() == study.sensitivity["params.model"].tolist() == ["mnist_a"]
+
+
+def test_an_export_from_before_there_were_such_runs_can_be_read(patches, tmp_path):
+    save(from_store(patches.uri), tmp_path)
+    for name in ("alignment", "alignments", "sensitivity", "sensitivities"):
+        (tmp_path / f"{name}.parquet").unlink()
+    study = load(tmp_path)
+    assert study.alignment.empty
+    assert len(study.attack)

@@ -8,7 +8,7 @@ from pipelines import alignment, sensitivity
 from tests.pipelines.conftest import runs_of
 
 NETWORK = (
-    "quantizer=uniform", "model.net.width=4", "defence.widths=[FP,4,2]", "training.epochs=1", "training.batch_size=256",
+    "quantizer=uniform", "model.net.width=4", "defence.widths=[FP,4,2]", "training.epochs=2", "training.batch_size=256",
     "trainer.threads=1", "trainer.accelerator=cpu", "compare=[FP,4,2]",
 )  # fmt: skip
 PATCH = ("n=20", "attack.max_iter=3", "attack.craft=attacked")

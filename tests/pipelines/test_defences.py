@@ -159,7 +159,7 @@ def test_every_width_of_a_defence_starts_from_the_released_network(monkeypatch):
 
 
 def test_inference_at_random_widths_is_one_cell_whatever_the_bits(attacked, shared_store: MlflowClient):
-    common = (*SMALL, "defence=dwq_patch", "defence.objective.adversary.max_iter=1", "training.epochs=1", *PATCH)
+    common = (*SMALL, "defence=dwq_patch", "defence.objective.adversary.max_iter=1", "training.epochs=2", *PATCH)
     run = attacked(*common, "inference=random")
     assert run.data.params["inference"] == run.data.params["bits"] == "random"
     trained = shared_store.get_run(run.data.tags["source_run_id"]).data.metrics
