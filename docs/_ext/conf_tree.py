@@ -11,7 +11,7 @@ import yaml
 
 _COMMENT = re.compile(r"\s#\s+(.*)$")
 _PIPELINES = "pipelines"
-_GLOBAL = "@package _global_"
+_PACKAGE = "@package "  # where the keys of a file go, if not to its group
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,14 @@ def read(tree: Path, path: Path) -> Option:
     """
     text = path.read_text()
     head = [line[1:].strip() for line in text.split("\n\n")[0].splitlines() if line.startswith("#")]
-    about = [line for line in head if line != _GLOBAL]
+    about = [line for line in head if not line.startswith(_PACKAGE)]
     if not about:
         raise ValueError(f"{path} does not begin with a comment that says what it is")
     group = path.parent.relative_to(tree)
-    root = yaml.compose(text)
-    prefix = "" if _GLOBAL in head or group == Path() else f"{str(group).replace('/', '.')}."
-    keys = [key for key in _keys(root, prefix, text) if not key.name.startswith(f"{prefix}defaults")]
+    packages = [line.removeprefix(_PACKAGE) for line in head if line.startswith(_PACKAGE)]
+    package = packages[0] if packages else ".".join(group.parts)
+    prefix = f"{package}." if package not in ("", "_global_") else ""
+    keys = [key for key in _keys(yaml.compose(text), prefix, text) if not key.name.startswith(f"{prefix}defaults")]
     chosen = f"{group}={path.stem}" if group != Path() else path.stem
     loaded = yaml.safe_load(text) or {}
     return Option(chosen, " ".join(about), [_entry(entry) for entry in loaded.get("defaults", [])], keys)

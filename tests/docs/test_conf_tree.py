@@ -45,10 +45,13 @@ def test_a_file_is_read_with_its_keys_values_and_comments(conf_tree, tree):
     ]
 
 
-def test_keys_of_a_pipeline_and_of_a_global_file_have_no_group(conf_tree, tree):
+def test_keys_go_where_the_file_says_they_do(conf_tree, tree):
     (tree / "attack" / "g.yaml").write_text("# @package _global_\n# Sets n.\nn: 4\n")
-    for file in ("base.yaml", "attack/g.yaml"):
-        assert [key.name for key in conf_tree.read(tree, tree / file).keys] == ["n"]
+    (tree / "attack" / "p.yaml").write_text("# @package defence.start\n# Sets n.\nn: 4\n")
+    for file, name in (("base.yaml", "n"), ("attack/g.yaml", "n"), ("attack/p.yaml", "defence.start.n")):
+        option = conf_tree.read(tree, tree / file)
+        assert [key.name for key in option.keys] == [name]
+        assert "@" not in option.about
 
 
 def test_a_file_without_a_comment_is_refused(conf_tree, tree):

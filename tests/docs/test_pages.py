@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-PIPELINES = ("train", "attack", "evaluate", "transfer")
+PIPELINES = ("train", "attack", "evaluate", "transfer", "alignment", "sensitivity")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 _FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _ASSIGNMENT = re.compile(r"(export )?[A-Z_]+=")
@@ -75,7 +75,7 @@ def test_what_a_pipeline_is_given_composes(command, monkeypatch):
             OmegaConf.to_container(cfg, resolve=True)
 
 
-@shown("python -m analysis.", "python -m pipelines.release", "python -m pipelines.s")
+@shown("python -m analysis.", "python -m pipelines.release", "python -m pipelines.status", "python -m pipelines.sync")
 def test_a_tool_has_the_options_it_is_shown_with(command, monkeypatch, capsys):
     words = shlex.split(command)[2:]
     module = importlib.import_module(words[0])
