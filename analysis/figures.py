@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import published
-from analysis.cells import ATTACKS, STUDY_BITS
+from analysis.cells import ATTACKS, STUDY_BITS, bits_order
 from analysis.grid import MODELS, select, sweeps
 from analysis.quantities import AbsentError, Ours, Paper, Source
 from analysis.statistics import Estimate
@@ -37,6 +38,14 @@ _STYLE: Any = {
 _STRONGER_TITLES = {"pgd, cross-entropy": "PGD", "pgd, margin": "PGD, margin loss", "square": "Square"}
 _AT = {"mnist_a": 100, "resnet20": 50}  # iterations of the paper's Figures 4 and 6
 _SHOWN = {"mnist_a": [0, 1, 2, 3, 5, 8, 15, 50, 200, 1000], "resnet20": [0, 1, 2, 3, 5, 8, 12, 50, 200, 1000]}
+
+
+class Point(NamedTuple):
+    """A figure and its interval; NaN where it has none."""
+
+    value: float
+    interval: tuple[float, float]
+
 
 Drawing = tuple[str, str, Figure]
 """(file name without ending, caption, figure)"""
@@ -77,11 +86,10 @@ def all_figures(study: Study, ours: Ours) -> list[Drawing]:
 def _against_bits(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
     """Adversarial accuracy and L2 against bit width, the paper's points beside ours."""
     paper = Paper(published.table6())
-    figure = Figure(figsize=(11, 4.6))
-    axes = figure.subplots(2, len(ATTACKS), sharex=True, sharey="row")
+    figure, axes = _bits_panels([ATTACK_TITLES[attack] for attack in ATTACKS], STUDY_BITS)
     drawn = False
     for column, attack in enumerate(ATTACKS):
-        for row, name in enumerate(("adversarial accuracy", "L2 of successful images")):
+        for row in range(2):
             axis = axes[row, column]
             quantity = functools.partial(_accuracy if row == 0 else _l2, model=model, attack=attack)
             drawn |= _points(axis, functools.partial(quantity, ours), OURS, "ours (95 %)")
@@ -89,14 +97,7 @@ def _against_bits(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
             if row == 0 and attack in ("fgsm", "uap"):
                 strongest = functools.partial(_strongest, ours, model=model, attack=attack)
                 _points(axis, strongest, STRONG, "strongest at the same ε", "s")
-            axis.set_xticks(range(len(STUDY_BITS)), STUDY_BITS)
-            if row == 0:
-                axis.set_title(ATTACK_TITLES[attack])
-                axis.set_ylim(-0.03, 1.03)
-            if column == 0:
-                axis.set_ylabel(name)
     axes[0, -1].legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=7)
-    figure.supxlabel("bits of weights and activations")
     if drawn:
         yield (
             f"bits-{model}",
@@ -105,6 +106,61 @@ def _against_bits(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
             " strongest of FGSM, PGD and Square leaves at the same ε.",
             figure,
         )
+
+
+def against_bits(cells: pd.DataFrame) -> list[Drawing]:
+    """Adversarial accuracy and L2 against bit width of any cells (`analysis.cells.cell_table`), per data and model."""
+    with mpl.rc_context(_STYLE):
+        groups = cells.groupby(["data", "model"])
+        return [_cells_against_bits(str(data), str(model), group) for (data, model), group in groups]
+
+
+def _cells_against_bits(data: str, model: str, cells: pd.DataFrame) -> Drawing:
+    bits = sorted(cells["bits"].unique(), key=bits_order)
+    attacks = [(attack, variant) for attack, variant in cells[["attack", "variant"]].drop_duplicates().to_numpy()]
+    several = Counter(attack for attack, _ in attacks)
+    titles = [ATTACK_TITLES.get(a, a) + (f"\n{variant}" if several[a] > 1 else "") for a, variant in attacks]
+    figure, axes = _bits_panels(titles, bits)
+    for column, (attack, variant) in enumerate(attacks):
+        mine = cells[(cells["attack"] == attack) & (cells["variant"] == variant)].set_index("bits")
+        for row, name in enumerate(("adversarial_accuracy", "l2")):
+            axis = axes[row, column]
+            ours, paper = (functools.partial(_figure_of, mine, before + name) for before in ("", "paper_"))
+            _points(axis, ours, OURS, "ours (95 %)" if row == 0 else "ours", bits=bits)
+            _points(axis, paper, PAPER, "paper", marker="x", line=False, bits=bits)
+    handles = max((axis.get_legend_handles_labels() for axis in axes[0]), key=lambda found: len(found[0]))
+    axes[0, -1].legend(*handles, frameon=False, fontsize=7)
+    return (
+        f"bits-{data}-{model}",
+        f"{TITLES.get(model, model)} on {data}: adversarial accuracy, with the 95 % Wilson interval of all images, and"
+        " mean L2 of successful images against bit width"
+        + ("; crosses: the paper's Table 6." if cells["paper_adversarial_accuracy"].notna().any() else "."),
+        figure,
+    )
+
+
+def _figure_of(cells: pd.DataFrame, name: str, bits: str) -> Point:
+    """A figure of the cell at a width, with its interval where it has one."""
+    columns = [cells[column].to_dict() if column in cells else {} for column in (name, f"{name}_low", f"{name}_high")]
+    value, low, high = (float(column.get(bits, np.nan)) for column in columns)
+    if np.isnan(value):
+        raise AbsentError(f"no {name} at {bits}")
+    return Point(value, (low, high))
+
+
+def _bits_panels(titles: Sequence[str], bits: Sequence[str]) -> tuple[Figure, np.ndarray]:
+    """Two rows of axes against bit width, adversarial accuracy above L2, with a column for each title."""
+    figure = Figure(figsize=(1.2 + 1.96 * len(titles), 4.6))
+    axes = figure.subplots(2, len(titles), sharex=True, sharey="row", squeeze=False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
+        axis.set_ylim(-0.03, 1.03)
+    for axis, name in zip(axes[:, 0], ("adversarial accuracy", "L2 of successful images"), strict=True):
+        axis.set_ylabel(name)
+    for axis in axes.flat:
+        axis.set_xticks(range(len(bits)), bits)
+    figure.supxlabel("bits of weights and activations")
+    return figure, axes
 
 
 def _accuracy(source: Source, bits: str, *, model: str, attack: str) -> Estimate:
@@ -120,13 +176,19 @@ def _strongest(source: Source, bits: str, *, model: str, attack: str) -> Estimat
 
 
 def _points(
-    axis: Axes, of: Callable[[str], Estimate], colour: str, label: str, marker: str = "o", line: bool = True
+    axis: Axes,
+    of: Callable[[str], Estimate | Point],
+    colour: str,
+    label: str,
+    marker: str = "o",
+    line: bool = True,
+    bits: Sequence[str] = STUDY_BITS,
 ) -> bool:
     """One point with interval per width; whether there was any."""
     found = {}
-    for place, bits in enumerate(STUDY_BITS):
+    for place, width in enumerate(bits):
         try:
-            found[place] = of(bits)
+            found[place] = of(width)
         except AbsentError:
             continue
     if not found:

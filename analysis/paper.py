@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import claims, comparisons, figures, published, report, tables
+from analysis import claims, comparisons, figures, page, published, study_report, tables
 from analysis.cells import cell_table
 from analysis.grid import MODELS, commands, select, sweeps
+from analysis.page import Picture, Section
 from analysis.quantities import Ours, Paper
-from analysis.report import Picture, Section
 from analysis.study import Study, load
 from analysis.tables import PaperTable
 
@@ -38,9 +38,9 @@ def make(study: Study, out: Path, command: str) -> list[str]:
     _write_csv(claims.verdict_table(theirs, mine), out / "claims.csv", note)
     _write_csv(claims.contrast_table(mine), out / "contrasts.csv", note)
     launches = commands(study)
-    sections = _sections(report.verdicts(theirs, mine), made, drawn, launches)
-    (out / "report.md").write_text(report.markdown(TITLE, sections, Path("figures"), note))
-    (out / "report.html").write_text(report.html(TITLE, sections, out / "figures", note))
+    sections = _sections(study_report.verdicts(theirs, mine), made, drawn, launches)
+    (out / "report.md").write_text(page.markdown(TITLE, sections, Path("figures"), note))
+    (out / "report.html").write_text(page.html(TITLE, sections, out / "figures", note))
     return launches
 
 

@@ -34,8 +34,8 @@ def absolute_uri(uri: str) -> str:
 def load_runs(kind: str, uri: str | None = None, studies: Sequence[str] = ()) -> pd.DataFrame:
     """Complete runs of a kind (``train``, ``attack``), one row each, newest first.
 
-    Columns: `run_id`, `study`, `started` (ms since 1970), `fingerprint`, `commit`, `hardware`, `versions`,
-    `overrides` and `experiment` (how it was launched); parameters as ``params.NAME`` (text) and
+    Columns: `run_id`, `study`, `started` (ms since 1970), `fingerprint`, `parent` (a run id), `commit`, `hardware`,
+    `versions`, `overrides` and `experiment` (how it was launched); parameters as ``params.NAME`` (text) and
     metrics as ``metrics.NAME`` (numbers).
 
     Raises:
@@ -63,6 +63,7 @@ def load_runs(kind: str, uri: str | None = None, studies: Sequence[str] = ()) ->
                     "study": experiments[run.info.experiment_id],
                     "started": run.info.start_time,
                     "fingerprint": tags["fingerprint"],
+                    "parent": tags.get("mlflow.parentRunId", ""),
                     "commit": tags.get("mlflow.source.git.commit", ""),
                     **{name: tags.get(name, "") for name in ("hardware", "versions", "overrides", "experiment")},
                     **{f"params.{name}": value for name, value in run.data.params.items()},

@@ -25,7 +25,8 @@ from analysis.cells import ATTACKS, STUDY_BITS, bits_order, cell_table, newest
 from analysis.store import default_uri, load_runs
 
 MISSING = "missing"
-_FIGURES = {"adversarial_accuracy": ("adv. acc.", 3), "l2": ("L2", 3), "linf": ("L∞", 3)}
+ADVERSARIAL_ACCURACY = "adv. acc."
+_FIGURES = {"adversarial_accuracy": (ADVERSARIAL_ACCURACY, 3), "l2": ("L2", 3), "linf": ("L∞", 3)}
 _PAPER_GRID = {"n": "1000", "seed": "0,1,2"}
 _TEX = {
     "_": r"\_",
@@ -118,6 +119,47 @@ def direct_attacks(cells: pd.DataFrame, runs: pd.DataFrame) -> PaperTable:
     return _by_network(table, cells, runs, ATTACKS, _FIGURES)
 
 
+def found(cells: pd.DataFrame, train: pd.DataFrame, transfer: pd.DataFrame) -> list[PaperTable]:
+    """What any runs give, in the form of Tables 6 and 3 but with all their attacks and widths and no others."""
+    attacks = PaperTable(
+        "attacks",
+        "Adversarial accuracy and mean L2 and L∞ over successful images. Mean ± standard deviation over attack seeds;"
+        " in brackets the paper's value, where data and hyper-parameters are the paper's.",
+        title="Attacks",
+    )
+    names = (*ATTACKS, *sorted(set(cells["attack"]) - set(ATTACKS)))
+    _by_network(attacks, cells, None, tuple(name for name in names if name in set(cells["attack"])), _FIGURES)
+    networks = accuracies(train)
+    networks.number, networks.title = "networks", "Networks"
+    networks.caption = networks.caption.replace(" of the networks", "")
+    tables = [attacks, networks, transfers(transfer)]
+    for table in tables:
+        table.commands.clear()
+        table.sections = {
+            title: frame[~frame.isin(["", MISSING]).all(axis=1)] for title, frame in table.sections.items()
+        }
+    return [table for table in tables if table.sections]
+
+
+def transfers(runs: pd.DataFrame) -> PaperTable:
+    """Adversarial accuracy of target networks against examples made on others, mean over attack seeds."""
+    table = PaperTable(
+        "transfer", "Adversarial accuracy of the targets, by bits of the target; mean over seeds.", title="Transfer"
+    )
+    keys = ["params.data", "params.model", "params.targets.model", "params.apply"]
+    for (data, source, target, how), group in newest(runs).groupby(keys) if len(runs) else ():
+        names = [str(name) for name in group if str(name).startswith("metrics.adversarial_accuracy.")]
+        means = group.groupby(["params.attack", "params.bits"])[names].mean()
+        widths = {name.rpartition(".")[2]: name for name in names}
+        means = pd.DataFrame({width: means[widths[width]] for width in sorted(widths, key=bits_order)})
+        ordered = sorted(means.index, key=lambda key: (key[0], bits_order(key[1])))
+        frame = means.loc[ordered].map(lambda value: "" if pd.isna(value) else f"{value:.3f}")
+        frame.index = pd.Index([f"{attack}, {bits}" for attack, bits in ordered])
+        made = f"{section_title(str(source), str(data))} to {TITLES.get(str(target), str(target))}, {how}"
+        table.sections[made] = frame
+    return table
+
+
 def saliency_distances(cells: pd.DataFrame, runs: pd.DataFrame) -> PaperTable:
     """Table 7: mean L0 of successful images under JSMA."""
     table = PaperTable(
@@ -127,8 +169,9 @@ def saliency_distances(cells: pd.DataFrame, runs: pd.DataFrame) -> PaperTable:
 
 
 def _by_network(
-    table: PaperTable, cells: pd.DataFrame, runs: pd.DataFrame, attacks: tuple[str, ...], figures: dict
+    table: PaperTable, cells: pd.DataFrame, runs: pd.DataFrame | None, attacks: tuple[str, ...], figures: dict
 ) -> PaperTable:
+    """A section per network; with `runs` the commands for the cells of the published grid that are missing."""
     cells = cells[cells["attack"].isin(attacks)]
     for keys, group in cells.groupby(["data", "model"]):
         data, model = map(str, keys)
@@ -143,7 +186,8 @@ def _by_network(
         frame = pd.DataFrame(columns)
         frame = frame.reindex(_all_bits(frame.index)).fillna(MISSING)
         table.sections[section_title(model, data)] = frame
-        table.commands += _missing_commands(group, runs, data, model, attacks)
+        if runs is not None:
+            table.commands += _missing_commands(group, runs, data, model, attacks)
     return table
 
 

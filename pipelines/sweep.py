@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipelines import status
 from pipelines.cells import Pipeline, open_tracker, process
 from pipelines.errors import InputError
+from pipelines.findings import attach
 from pipelines.fingerprints import fingerprint
 from pipelines.plan import Cell, Outcome, Sweep, duration
 from pipelines.progress import heard_by, say
@@ -146,7 +147,7 @@ class SweepCallback(Callback):
         for log in sweep.folder.glob("worker-*.log"):
             if log.stat().st_size:
                 say(f"messages of a worker: {log}")
-        _close_parent(config, sweep.parent, counts, failed=bool(failed or missing))
+        _close_parent(config, sweep, counts, failed=bool(failed or missing))
         if failed or missing:
             raise SystemExit(1)
 
@@ -237,7 +238,8 @@ def _title(pipeline: Pipeline, config: DictConfig, count: int) -> str:
     return f"{pipeline.KIND} sweep, {count} cells: {swept}"
 
 
-def _close_parent(config: DictConfig, parent: str | None, counts: Counter[str], *, failed: bool) -> None:
+def _close_parent(config: DictConfig, sweep: Sweep, counts: Counter[str], *, failed: bool) -> None:
+    parent = sweep.parent
     if parent is None:
         return
     try:
@@ -246,5 +248,6 @@ def _close_parent(config: DictConfig, parent: str | None, counts: Counter[str], 
         tracker.log_metrics(parent, {"cells_complete": complete, "cells_failed": counts["failed"]})
         status = RunStatus.FAILED if failed else RunStatus.FINISHED
         tracker.client.set_terminated(parent, RunStatus.to_string(status))
+        attach(tracker, sweep, parent)
     except Exception as error:
         print(f"the sweep's parent run could not be closed: {one_line(error)}", file=sys.stderr)
