@@ -84,7 +84,7 @@ def _provenance(found: Found) -> str:
 
 
 def _cells(cells: pd.DataFrame) -> str:
-    """The cells as a sortable table, beside the paper's values where there are any; what is the same in all left out."""
+    """The cells as a sortable table, beside the paper's values where there are any."""
     columns = {
         **{name: cells[name] for name in ("data", "model", "bits", "attack", "variant")},
         "images": cells["n_total"],
