@@ -36,6 +36,7 @@ from pipelines.progress import note
 from pipelines.tracking import Tracker
 from qnn.data import ImageData
 from qnn.freezing import freeze
+from qnn.precision import Precision
 from qnn.switchable import MeanProbability, RandomWidth, at_width
 from qnn.training import predict
 
@@ -169,6 +170,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             **summarise(record),
             **result.extra,
             "clean_accuracy": _clean_accuracy(cfg, source),
+            "width_in_bits": Precision.parse(cfg.bits).weights or 32,
             "forwards_per_image": result.forwards / len(selection),
             "backwards_per_image": result.backwards / len(selection),
             "seconds": seconds,

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from analysis import figures, sweeps, tables
+from pipelines import view
 from pipelines.plan import Sweep
 from pipelines.tracking import Tracker
 
@@ -34,8 +35,12 @@ def attach(tracker: Tracker, sweep: Sweep, run_id: str) -> None:
         figures.write(found.figures(), folder / "figures", note=found.title)
         tracker.log_folder(run_id, folder)
     assert found.parent is not None
+    tracker.client.set_experiment_tag(tracker.experiment_id, *view.tag(run_id))
+    charts = (
+        f"[Attacks of this sweep in parallel coordinates, and their images]({view.link(tracker.experiment_id, run_id)})"
+    )
     before = found.parent.data.tags.get("mlflow.note.content", "").partition(_HEADING)[0]
-    tracker.set_tags(run_id, {"mlflow.note.content": before + _HEADING + in_short(made)})
+    tracker.set_tags(run_id, {"mlflow.note.content": f"{before}{_HEADING}{charts}\n\n{in_short(made)}"})
 
 
 def in_short(made: list[tables.PaperTable]) -> str:
