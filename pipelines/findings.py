@@ -11,7 +11,7 @@ from pipelines import view
 from pipelines.plan import Sweep
 from pipelines.tracking import Tracker
 
-_HEADING = "\n## Found\n"
+_LAUNCHED = "\n### Launched\n\n"
 _DESCRIPTION = 5000  # characters; the stores take 8000 in a tag
 
 
@@ -36,11 +36,10 @@ def attach(tracker: Tracker, sweep: Sweep, run_id: str) -> None:
         tracker.log_folder(run_id, folder)
     assert found.parent is not None
     tracker.client.set_experiment_tag(tracker.experiment_id, *view.tag(run_id))
-    charts = (
-        f"[Attacks of this sweep in parallel coordinates, and their images]({view.link(tracker.experiment_id, run_id)})"
-    )
-    before = found.parent.data.tags.get("mlflow.note.content", "").partition(_HEADING)[0]
-    tracker.set_tags(run_id, {"mlflow.note.content": f"{before}{_HEADING}{charts}\n\n{in_short(made)}"})
+    link = f"[in parallel coordinates, and their images]({view.link(tracker.experiment_id, run_id)})"
+    launched = found.parent.data.tags.get("mlflow.note.content", "").rpartition(_LAUNCHED)[2]
+    text = f"The attacks {link}. Tables and figures are among the artifacts.\n\n{in_short(made)}{_LAUNCHED}{launched}"
+    tracker.set_tags(run_id, {"mlflow.note.content": text})
 
 
 def in_short(made: list[tables.PaperTable]) -> str:
@@ -50,7 +49,7 @@ def in_short(made: list[tables.PaperTable]) -> str:
         for title, frame in table.sections.items():
             short = frame.xs(tables.ADVERSARIAL_ACCURACY, axis=1, level=1) if frame.columns.nlevels > 1 else frame
             parts.append(f"**{title}**\n\n{short.rename_axis('bits').to_markdown(disable_numparse=True)}\n")
-    text = "Adversarial accuracy where nothing else is said; in brackets the paper's. Tables and figures: Artifacts.\n"
+    text = "Adversarial accuracy where nothing else is said; in brackets the paper's.\n"
     for part in parts:
         if len(text) + len(part) < _DESCRIPTION:
             text += f"\n{part}"

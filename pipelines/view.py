@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import quote
 
 _TAG = "mlflow.sharedViewState."
 _ORDER = "metrics.`adversarial_accuracy`"
@@ -54,7 +53,5 @@ def tag(run_id: str) -> tuple[str, str]:
 
 def link(experiment_id: str, run_id: str) -> str:
     """Where the view is, from any page of the UI."""
-    return (
-        f"#/experiments/{experiment_id}/runs?viewStateShareKey={run_id}&compareRunsMode=CHART"
-        f"&workflowType=machine_learning&orderByKey={quote(_ORDER)}"
-    )
+    page = f"#/experiments/{experiment_id}/runs"
+    return f"{page}?viewStateShareKey={run_id}&compareRunsMode=CHART&workflowType=machine_learning"
