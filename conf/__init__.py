@@ -1,7 +1,8 @@
-"""The Hydra configuration tree (`pkg://conf`), and the resolver its files use; Hydra imports this to read them."""
+"""The Hydra configuration tree (`pkg://conf`), and the resolvers its files use; Hydra imports this to read them."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,4 +23,14 @@ def by_bits(values: DictConfig, default: Any, *, _root_: DictConfig) -> Any:
     return {str(bits): value for bits, value in values.items()}.get(str(Precision.parse(_root_.bits)), default)
 
 
+def workers() -> int:
+    """Parallel jobs for this machine: ``${workers:}``."""
+    from pipelines.workers import default_workers
+
+    return default_workers()
+
+
+# the presets of the launchers have the names, and are checked against the schemas, of the plugins they configure
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 OmegaConf.register_new_resolver("by_bits", by_bits, replace=True)
+OmegaConf.register_new_resolver("workers", workers, replace=True)

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import InputError
 from pipelines.settings import one_line, set_threads, work_folder
-from pipelines.status import stop_watching
+from pipelines.workers import take_gpu
 
 
 def launch(name: str) -> int:
@@ -66,7 +66,9 @@ def task(cfg: DictConfig) -> None:
     pipeline = importlib.import_module(f"pipelines.{HydraConfig.get().job.config_name}")
     set_threads(cfg)
     if SWEEP_FOLDER in os.environ:
-        run_job(pipeline, cfg, Path(os.environ[SWEEP_FOLDER]))
+        folder = Path(os.environ[SWEEP_FOLDER])
+        take_gpu(folder)
+        run_job(pipeline, cfg, folder)
         return
     try:
         work_folder(cfg)

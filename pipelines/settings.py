@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
@@ -22,6 +21,7 @@ from torch import nn
 from attacks import AttackResult
 from attacks.art.any import check_params, find_attack
 from attacks.parameters import accepted_parameters, check_choices, check_parameters
+from pipelines import workers
 from pipelines.errors import InputError
 from pipelines.fingerprints import plain
 from qnn.data import ImageData
@@ -219,11 +219,8 @@ def work_folder(cfg: DictConfig) -> Path:
 
 
 def set_threads(cfg: DictConfig) -> None:
-    """Divide the cores between the jobs of the launcher, or use `trainer.threads`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = HydraConfig.get().launcher.get("n_jobs", 1) if HydraConfig.initialized() else 1
-    jobs = cores if jobs < 0 else jobs
-    torch.set_num_threads(cfg.trainer.threads or max(1, cores // max(1, jobs)))
+    """Use `trainer.threads`, or this job's share of the cores."""
+    torch.set_num_threads(cfg.trainer.threads or workers.threads())
 
 
 def device(cfg: DictConfig) -> torch.device:
