@@ -218,6 +218,7 @@ def trainings(study: Study) -> pd.DataFrame:
         "params.model": "model",
         "params.bits": "bits",
         "params.quantizer": "quantizer",
+        "params.defence": "defence",
         "params.model.net.topology": "topology",
         "params.training.seed": "training_seed",
         "params.training.epochs": "epochs",

@@ -26,7 +26,7 @@ from analysis.tables import TITLES
 
 OURS, PAPER, STRONG = "#1f5a96", "#c0504d", "#7a7a7a"
 ATTACK_TITLES = {"fgsm": "FGSM", "jsma": "JSMA", "uap": "UAP", "cw": "CW", "boundary": "Boundary"}
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -56,7 +56,7 @@ def write(drawings: Sequence[Drawing], folder: Path, note: str) -> list[tuple[st
     # each missing font family of an SVG's logarithmic axis is a warning; the files name the families all the same
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for name, _, figure in drawings:
             figure.savefig(folder / f"{name}.png", dpi=150, metadata={"Description": note, "Software": None})
             figure.savefig(folder / f"{name}.svg", metadata={"Description": note, "Date": None})
@@ -65,7 +65,7 @@ def write(drawings: Sequence[Drawing], folder: Path, note: str) -> list[tuple[st
 
 def all_figures(study: Study, ours: Ours) -> list[Drawing]:
     """Every figure there are runs for."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         return [
             drawing
             for model in MODELS
@@ -110,7 +110,7 @@ def _against_bits(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
 
 def against_bits(cells: pd.DataFrame) -> list[Drawing]:
     """Adversarial accuracy and L2 against bit width of any cells (`analysis.cells.cell_table`), per data and model."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         groups = cells.groupby(["data", "model"])
         return [_cells_against_bits(str(data), str(model), group) for (data, model), group in groups]
 

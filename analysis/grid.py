@@ -5,14 +5,18 @@ A sweep has the name of its file in ``conf/experiment``.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 from analysis import published
 from analysis.cells import ATTACKS, STUDY_BITS, is_as_published
+from analysis.patches import ATTACKS as PATCH_ATTACKS
+from analysis.patches import WIDTHS as PATCH_WIDTHS
 from analysis.study import Study
 
 MODELS = ("mnist_a", "resnet20")
@@ -21,10 +25,17 @@ _WIDER = {"mnist_a": ("mnist_b", "mnist_c"), "resnet20": ("resnet32",)}
 _OTHER = {"mnist_a": ("lenet5_a",)}
 _CONTROLS = {"mnist_a": ("clip_only",), "resnet20": ("dorefa", "clip_only")}  # Mnist A has one topology
 _SMALL_EPS = {"mnist_a": "0.1", "resnet20": "0.025"}
-_PLAIN = {"quantizer": "dorefa", "model.net.topology": "auto"}
+_UNDEFENDED = {"defence": "", "surrogate": "", "inference": ""}
+_PLAIN = {"quantizer": "dorefa", "model.net.topology": "auto", **_UNDEFENDED}
 _FIRST = {**_PLAIN, "training.seed": "0"}
 _PGD = {"attack": "pgd", "attack.max_iter": "100", "attack.num_random_init": "5"}
 _TARGETS = {"targets.seed": "0", "targets.bits": " ".join(STUDY_BITS)}
+_PATCHED = "resnet20"
+_UNIFORM = {"quantizer": "uniform", "training.seed": "0", "inference": ""}
+_LAVAN = {**_UNIFORM, "attack": "patch_lavan", "attack.universal": "True"}
+_EACH_LAVAN = {"attack": "patch_lavan", "attack.universal": "False"}
+_SWITCHABLE = ("dwq", "dwq_patch", "qadt_r", "triqdef")
+_DEFENCES = ("none", "pbat", *_SWITCHABLE)
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,8 @@ class Sweep:
 
     Attributes:
         axes: parameter -> values; a run is wanted for each combination.
-        where: parameter -> the value it has in all of them.
+        where: parameter -> the value it has in all of them, empty where it is not given.
+        avoid: parameters that no run has all with these values.
         as_published: attacks with the hyper-parameters of the seed paper's Table 5.
         images: how many the experiment file attacks.
         least: how many a run must have been asked to attack to count.
@@ -49,6 +61,7 @@ class Sweep:
     images: int = 1000
     least: int = 200
     pipeline: str = "attack"
+    avoid: Mapping[str, str] = field(default_factory=dict)
 
 
 def sweeps(model: str) -> dict[str, Sweep]:
@@ -129,7 +142,7 @@ def sweeps(model: str) -> dict[str, Sweep]:
             model,
             "bit width with the topology held fixed",
             {"quantizer": _CONTROLS[model], "attack": ATTACKS},
-            {"bits": "FP", "model.net.topology": "quantized", "training.seed": "0", "seed": "0"},
+            {**_UNDEFENDED, "bits": "FP", "model.net.topology": "quantized", "training.seed": "0", "seed": "0"},
             True,
         ),
     ]
@@ -169,6 +182,101 @@ def sweeps(model: str) -> dict[str, Sweep]:
     return {sweep.name: sweep for sweep in listed}
 
 
+def patch_sweeps() -> dict[str, Sweep]:
+    """The sweeps of the patch study, by name."""
+    grid = {"defence": _DEFENCES, "bits": PATCH_WIDTHS}
+    ours = {"surrogate": "", "attack.opacity": "1.0", "attack.target": "None"}
+    seen = {"attack.size": "6"}
+    unseen = {"attack.size": ("6", "8", "10"), "attack.placement": ("corners", "anywhere")}
+    listed = [
+        Sweep(
+            "patch_attacks",
+            _PATCHED,
+            "patches as in the training",
+            {**grid, "attack": tuple(PATCH_ATTACKS), "seed": SEEDS[:2]},
+            {**_UNIFORM, **ours, **seen},
+            avoid=_EACH_LAVAN,
+        ),
+        Sweep(
+            "patch_unseen",
+            _PATCHED,
+            "patches unlike those in the training",
+            {
+                "defence": _SWITCHABLE,
+                "bits": ("FP", "8", "5", "4", "3", "2"),
+                **unseen,
+                "seed": SEEDS[:2],
+            },
+            {**_LAVAN, **ours},
+        ),
+        Sweep(
+            "patch_sizes",
+            _PATCHED,
+            "patches unlike those in the training",
+            {**grid, "defence": ("none", "pbat"), **unseen, "seed": SEEDS[:2]},
+            {**_LAVAN, **ours},
+        ),
+        Sweep(
+            "patch_ablation",
+            _PATCHED,
+            "the parts of QADT-R",
+            {
+                "defence": ("qadt_r", "qadt_r_fixed"),
+                "defence.objective.a_qapa": ("True", "False"),
+                "defence.objective.gir": ("inconsistency", "none"),
+                "bits": PATCH_WIDTHS,
+                "seed": SEEDS[:2],
+            },
+            {**_LAVAN, **ours, **seen},
+        ),
+        Sweep(
+            "patch_strength",
+            _PATCHED,
+            "is the defence real?",
+            {
+                "defence": _DEFENCES,
+                "bits": ("FP", "4", "2"),
+                "attack.max_iter": ("10", "50", "250"),
+                "attack.num_random_init": ("1", "5"),
+            },
+            {**_UNIFORM, **ours, **seen, **_EACH_LAVAN, "seed": "0"},
+        ),
+        Sweep(
+            "patch_surrogate",
+            _PATCHED,
+            "is the defence real?",
+            {
+                "defence": _SWITCHABLE,
+                "bits": PATCH_WIDTHS,
+                "attack": ("patch_lavan", "patch_located"),
+                "seed": SEEDS[:2],
+            },
+            {**_UNIFORM, **ours, **seen, "surrogate": "all"},
+            avoid=_EACH_LAVAN,
+        ),
+        Sweep(
+            "patch_transfer",
+            _PATCHED,
+            "patches transferred between widths",
+            {**grid, "attack": ("patch_lavan", "patch_google", "patch_squares")},
+            {
+                **_UNIFORM,
+                **ours,
+                **seen,
+                "seed": "0",
+                "apply": "examples",
+                "targets.model": _PATCHED,
+                "targets.seed": "0",
+                "targets.bits": " ".join(PATCH_WIDTHS),
+            },
+            images=1300,
+            pipeline="transfer",
+            avoid=_EACH_LAVAN,
+        ),
+    ]
+    return {sweep.name: dataclasses.replace(sweep, least=1) for sweep in listed}
+
+
 def select(study: Study, sweep: Sweep) -> pd.DataFrame:
     """The study's runs that belong to a sweep; of a cell attacked on several numbers of images, one number's.
 
@@ -178,6 +286,8 @@ def select(study: Study, sweep: Sweep) -> pd.DataFrame:
     runs = getattr(study, sweep.pipeline)
     if runs.empty:
         return runs
+    if "defence" in sweep.axes:  # a network that starts from another one is tracked as defence=none
+        runs = runs.assign(**{"params.defence": _texts(runs, "defence").replace("", "none")})
     wanted = {**{name: (value,) for name, value in sweep.where.items()}, **sweep.axes, "model": (sweep.model,)}
     wanted["data"] = (published.DATA_OF_MODEL[sweep.model],)
     if sweep.pipeline != "train":
@@ -185,6 +295,8 @@ def select(study: Study, sweep: Sweep) -> pd.DataFrame:
     keep = pd.Series(True, index=runs.index)
     for name, values in wanted.items():
         keep &= _texts(runs, name).isin({_plain(value) for value in values})
+    if sweep.avoid:
+        keep &= ~np.logical_and.reduce([_texts(runs, name) == _plain(value) for name, value in sweep.avoid.items()])
     runs = runs[keep]
     if sweep.pipeline == "train" or runs.empty:
         return runs
@@ -207,14 +319,13 @@ def missing(study: Study, sweep: Sweep) -> list[dict[str, str]]:
 def commands(study: Study) -> list[str]:
     """What to launch for everything that is missing: one line per sweep, its missing values listed."""
     lines = []
-    for model in MODELS:
-        for sweep in sweeps(model).values():
-            absent = missing(study, sweep)
-            if absent:
-                total = len(list(itertools.product(*sweep.axes.values())))
-                axes = [f"{name}={','.join(dict.fromkeys(cell[name] for cell in absent))}" for name in _named(sweep)]
-                launch = f"python -m pipelines.{sweep.pipeline} -m experiment={sweep.name} model={model}"
-                lines.append(f"{' '.join([launch, *axes])}  # {len(absent)} of {total} cells: {sweep.purpose}")
+    for sweep in (*(sweep for model in MODELS for sweep in sweeps(model).values()), *patch_sweeps().values()):
+        absent = missing(study, sweep)
+        if absent:
+            total = len(list(itertools.product(*sweep.axes.values())))
+            axes = [f"{name}={','.join(dict.fromkeys(cell[name] for cell in absent))}" for name in _named(sweep)]
+            launch = f"python -m pipelines.{sweep.pipeline} -m experiment={sweep.name} model={sweep.model}"
+            lines.append(f"{' '.join([launch, *axes])}  # {len(absent)} of {total} cells: {sweep.purpose}")
     return lines
 
 

@@ -13,7 +13,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import claims, comparisons, figures, page, published, study_report, tables
+from analysis import (
+    claims,
+    comparisons,
+    figures,
+    page,
+    patch_figures,
+    patch_tables,
+    patches,
+    published,
+    study_report,
+    tables,
+)
 from analysis.cells import cell_table
 from analysis.grid import MODELS, commands, select, sweeps
 from analysis.page import Picture, Section
@@ -21,24 +32,40 @@ from analysis.quantities import Ours, Paper
 from analysis.study import Study, load
 from analysis.tables import PaperTable
 
+PATCH_PARTS = {
+    "patch-clean": ("patch-pictures-",),
+    "patch-attacks": ("patch-bits-",),
+    "patch-unseen": ("patch-size-",),
+    "patch-reality": (),
+    "patch-transfer": ("patch-transfer-",),
+    "patch-ablation": (),
+    "patch-alignment": ("patch-alignment-",),
+    "patch-cost": ("patch-sensitivity-",),
+}
 TITLE = "Robustness of quantised networks: what reproduces"
 
 
 def make(study: Study, out: Path, command: str) -> list[str]:
     """Write everything; returns the launches that are missing."""
     note = provenance_note(study, command)
-    ours, paper = Ours(study), Paper(published.table6())
-    made = _tables(study, ours)
+    ours, paper, patched = Ours(study), Paper(published.table6()), patches.read(study)
+    made = _tables(study, ours) | {table.name: table for table in patch_tables.all_tables(patched) if table.sections}
     for table in made.values():
         tables.write(table, out / "tables", note)
     _write_csv(comparisons.trainings(study), out / "tables" / "networks.csv", note)
     _write_csv(_cells(study), out / "tables" / "cells.csv", note)
-    drawn = [Picture(*named) for named in figures.write(figures.all_figures(study, ours), out / "figures", note)]
+    _write_csv(patched.attacks, out / "tables" / "patch-cells.csv", note)
+    drawings = [*figures.all_figures(study, ours), *patch_figures.all_figures(patched, study.pictures)]
+    drawn = [Picture(*named) for named in figures.write(drawings, out / "figures", note)]
     theirs, mine = (claims.judgements(source) for source in (paper, ours))
-    _write_csv(claims.verdict_table(theirs, mine), out / "claims.csv", note)
-    _write_csv(claims.contrast_table(mine), out / "contrasts.csv", note)
+    of_patches = [claims.judgements(source, claims.PATCH_CLAIMS) for source in (paper, ours)]
+    _write_csv(claims.verdict_table(theirs + of_patches[0], mine + of_patches[1]), out / "claims.csv", note)
+    _write_csv(claims.contrast_table(mine + of_patches[1]), out / "contrasts.csv", note)
     launches = commands(study)
     sections = _sections(study_report.verdicts(theirs, mine), made, drawn, launches)
+    if patched.families():
+        parts = [study_report.verdicts(*of_patches), *_patch_parts(made, drawn)]
+        sections.insert(-1, Section("Patches and defences", patch_tables.summary(patched), parts))
     (out / "report.md").write_text(page.markdown(TITLE, sections, Path("figures"), note))
     (out / "report.html").write_text(page.html(TITLE, sections, out / "figures", note))
     return launches
@@ -58,7 +85,7 @@ def _tables(study: Study, ours: Ours) -> dict[str, PaperTable]:
         pd.concat([select(study, sweeps(model)[name]) for model in MODELS]) for name in ("table6", "table7")
     )
     made = [
-        tables.accuracies(study.train),
+        tables.accuracies(_plain(study.train)),
         _sized(tables.direct_attacks(cell_table(direct), direct), direct),
         _sized(tables.saliency_distances(cell_table(saliency), saliency), saliency),
         comparisons.stronger_attacks(study, ours),
@@ -69,6 +96,14 @@ def _tables(study: Study, ours: Ours) -> dict[str, PaperTable]:
     for table in made:
         table.commands.clear()  # `commands` of the whole study takes their place
     return {table.name: table for table in made if table.sections}
+
+
+def _plain(trainings: pd.DataFrame) -> pd.DataFrame:
+    """Those of the papers' Tables 2 and 3: DoReFa's networks and their controls, without defences."""
+    if trainings.empty:
+        return trainings
+    defended = trainings["params.defence"].notna() if "params.defence" in trainings else False
+    return trainings[(trainings["params.quantizer"] != "uniform") & ~pd.Series(defended, trainings.index)]
 
 
 def _sized(table: PaperTable, runs: pd.DataFrame) -> PaperTable:
@@ -86,7 +121,8 @@ def _cells(study: Study) -> pd.DataFrame:
     chosen = [
         select(study, sweep) for model in MODELS for sweep in sweeps(model).values() if sweep.pipeline == "attack"
     ]
-    runs = pd.concat([runs for runs in chosen if len(runs)]) if any(len(runs) for runs in chosen) else study.attack
+    there = [runs for runs in chosen if len(runs)]
+    runs = pd.concat(there) if there else pd.DataFrame()
     return cell_table(runs.drop_duplicates("fingerprint") if len(runs) else runs)
 
 
@@ -119,6 +155,15 @@ def _sections(
         Section("What is missing", "Sweeps that would fill what is left out above.", code=launches),
     ]
     return [section for section in sections if section.parts or section.code]
+
+
+def _patch_parts(made: dict[str, PaperTable], drawn: list[Picture]) -> list[PaperTable | Picture]:
+    """Tables, each with the figures about the same behind it."""
+    parts: list[PaperTable | Picture] = []
+    for name in PATCH_PARTS:
+        parts += [made[name]] if name in made else []
+        parts += [picture for picture in drawn if picture.name.startswith(PATCH_PARTS[name])]
+    return parts
 
 
 def _write_csv(table: pd.DataFrame, path: Path, note: str) -> None:

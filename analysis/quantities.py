@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from analysis import published
+from analysis import patches, published
 from analysis.cells import ATTACKS, STUDY_BITS
 from analysis.grid import select, sweeps
 from analysis.statistics import (
     Estimate,
     average,
     constant,
+    generator,
     mean_estimate,
     rank_correlation,
     rate_estimate,
@@ -69,6 +69,15 @@ class Source(Protocol):
         that transfers well everywhere does not make the correlation.
         """
 
+    def patch_success(self, defence: str, bits: str, attack: str, size: int) -> Estimate:
+        """Success rate of white-box patches of that side in pixels, placed as in the trainings."""
+
+    def patch_transfer(self, defence: str, source: str, target: str, attack: str) -> Estimate:
+        """Success rate at width `target` of patched images made at width `source`."""
+
+    def clean_accuracy(self, defence: str, bits: str) -> Estimate:
+        """On the test set, without attacks."""
+
 
 class Paper:
     """The seed paper's Table 6 and the figures of its text; rates are of 3 × 1,000 images."""
@@ -78,7 +87,7 @@ class Paper:
 
     def adversarial_accuracy(self, model: str, bits: str, attack: str) -> Estimate:
         rate = self._value(model, bits, attack, "adversarial_accuracy")
-        return rate_estimate(rate, published.IMAGES, _generator(model, bits, attack))
+        return rate_estimate(rate, published.IMAGES, generator(model, bits, attack))
 
     def distance(self, model: str, bits: str, attack: str, name: str) -> Estimate:
         if name not in self._cells:
@@ -86,14 +95,14 @@ class Paper:
         return Estimate(self._value(model, bits, attack, name), np.array([]), n=published.IMAGES)
 
     def small_fgsm(self, model: str) -> Estimate:
-        return rate_estimate(published.SMALL_EPS_FGSM[model], published.IMAGES, _generator(model))
+        return rate_estimate(published.SMALL_EPS_FGSM[model], published.IMAGES, generator(model))
 
     def unrecognisable(self, model: str, bits: str, rule: str = "correlation") -> Estimate:
         share = published.UNRECOGNISABLE[model, bits] / published.IMAGES
-        return rate_estimate(share, published.IMAGES, _generator(model, bits))
+        return rate_estimate(share, published.IMAGES, generator(model, bits))
 
     def label_in_top_two(self, model: str, bits: str) -> Estimate:
-        return rate_estimate(1.0, published.UNRECOGNISABLE[model, bits], _generator(model, bits))
+        return rate_estimate(1.0, published.UNRECOGNISABLE[model, bits], generator(model, bits))
 
     def _value(self, model: str, bits: str, attack: str, column: str) -> float:
         return float(self._cells[column].to_dict()[model, bits, attack])
@@ -102,6 +111,7 @@ class Paper:
         raise AbsentError("the paper's text does not give it")
 
     strongest = boundary_after = transfer_rate = transfer_correlation = _absent
+    patch_success = patch_transfer = clean_accuracy = _absent
 
 
 T = TypeVar("T", bound=Callable)
@@ -127,7 +137,10 @@ def _remembered(method: T) -> T:
 
 
 class Ours:
-    """The tracked runs; averaged over the training seeds there are."""
+    """The tracked runs; averaged over the training seeds there are.
+
+    Patches are those on ResNet-20 for CIFAR-10 with the training recipe that most were run with.
+    """
 
     def __init__(self, study: Study) -> None:
         self._study = study
@@ -136,13 +149,14 @@ class Ours:
         self._transferred = _by_fingerprint(study.transferred)
         self._sweeps = {model: sweeps(model) for model in published.DATA_OF_MODEL}
         self._selected: dict[tuple[str, str], pd.DataFrame] = {}
+        self._patches = _main_family(patches.read(study))
         self.known: dict[tuple, Estimate | AbsentError] = {}
 
     @_remembered
     def adversarial_accuracy(self, model: str, bits: str, attack: str) -> Estimate:
         runs = self._direct(model, bits, attack)
         kept = [[~part["evaded"].to_numpy() for part in parts] for parts in runs]
-        return mean_estimate(kept, _generator(model, bits, attack))
+        return mean_estimate(kept, generator(model, bits, attack))
 
     @_remembered
     def distance(self, model: str, bits: str, attack: str, name: str = "l2") -> Estimate:
@@ -156,7 +170,7 @@ class Ours:
         if not any(str(name).startswith("pgd") for name in kept):
             raise AbsentError(f"no PGD runs on {model} {bits}")
         resisted = kept.all(axis=1).to_numpy()
-        return mean_estimate([[resisted]], _generator(model, bits, attack, "strongest"))
+        return mean_estimate([[resisted]], generator(model, bits, attack, "strongest"))
 
     def kept_by_attack(self, model: str, bits: str, attack: str) -> pd.DataFrame:
         """Whether each image keeps its label: rows images, columns the attack and the stronger ones at its ε.
@@ -196,7 +210,7 @@ class Ours:
     @_remembered
     def unrecognisable(self, model: str, bits: str, rule: str = "correlation") -> Estimate:
         flags = [_NOISE[rule](part) for part in self._figure6(model, bits)]
-        return mean_estimate([flags], _generator(model, bits, rule))
+        return mean_estimate([flags], generator(model, bits, rule))
 
     @_remembered
     def label_in_top_two(self, model: str, bits: str) -> Estimate:
@@ -210,7 +224,7 @@ class Ours:
         if runs.empty:
             raise AbsentError(f"no FGSM runs with a small ε on {model}")
         kept = [~self._images[key]["evaded"].to_numpy() for key in runs["fingerprint"]]
-        return mean_estimate([kept], _generator(model, "small"))
+        return mean_estimate([kept], generator(model, "small"))
 
     @_remembered
     def transfer_rate(self, model: str, attack: str, *, own: bool) -> Estimate:
@@ -228,7 +242,7 @@ class Ours:
         if within:
             points[["own", "other"]] = points.groupby("attack")[["own", "other"]].rank(pct=True)
         return rank_correlation(
-            points["own"].to_numpy(), points["other"].to_numpy(), _generator(model, kind, str(within))
+            points["own"].to_numpy(), points["other"].to_numpy(), generator(model, kind, str(within))
         )
 
     def transfer_points(self, model: str, kind: str) -> pd.DataFrame:
@@ -243,6 +257,36 @@ class Ours:
                     rows.append({"bits": bits, "attack": attack, "own": np.mean(near), "other": np.mean(far)})
         return pd.DataFrame(rows, columns=["bits", "attack", "own", "other"])
 
+    @_remembered
+    def patch_success(self, defence: str, bits: str, attack: str, size: int) -> Estimate:
+        found = self._patch_rates(attack)
+        if (defence, bits, size) not in found:
+            raise AbsentError(f"no {size}×{size} patches of {attack} on {defence} at {bits}")
+        return mean_estimate(found[defence, bits, size].samples(), generator(defence, bits, attack, size))
+
+    @_remembered
+    def _patch_rates(self, attack: str) -> dict[tuple, patches.Rate]:
+        return patches.rates(patches.white_box(self._patches.attacks, attack), "defence", "bits", "size")
+
+    @_remembered
+    def patch_transfer(self, defence: str, source: str, target: str, attack: str) -> Estimate:
+        rows = self._patches.transfers
+        mine = patches.with_usual_settings(rows[(rows["attack"] == attack) & (rows["size"] == patches.SIZE)])
+        found = patches.rates(mine, "defence", "bits", "target_bits")
+        if (defence, source, target) not in found:
+            raise AbsentError(f"no patches of {attack} transferred from {source} to {target} on {defence}")
+        return mean_estimate(found[defence, source, target].samples(), generator(defence, source, target, attack))
+
+    @_remembered
+    def clean_accuracy(self, defence: str, bits: str) -> Estimate:
+        rows = self._patches.clean
+        found = rows.loc[(rows["defence"] == defence) & (rows["bits"] == bits), "clean_accuracy"]
+        if found.empty:
+            raise AbsentError(f"no network of {defence} at {bits}")
+        places = np.arange(published.TEST_IMAGES)
+        right = [[places < round(accuracy * published.TEST_IMAGES)] for accuracy in found]
+        return mean_estimate(right, generator(defence, bits, "clean"))
+
     def _pairs(self, model: str, sweep: str, attack: str) -> dict[tuple[str, str], Estimate]:
         """(source bits, target bits) -> transfer rate, over all target models and seeds of the sweep."""
         if sweep not in self._sweeps[model]:
@@ -252,9 +296,7 @@ class Ours:
         for _, run in runs.iterrows():
             for target, images in self._transferred[run["fingerprint"]].groupby("target_bits"):
                 found.setdefault((run["params.bits"], str(target)), []).append(images["evaded"].to_numpy())
-        return {
-            pair: mean_estimate([values], _generator(model, sweep, attack, *pair)) for pair, values in found.items()
-        }
+        return {pair: mean_estimate([values], generator(model, sweep, attack, *pair)) for pair, values in found.items()}
 
     def _direct(self, model: str, bits: str, attack: str) -> list[list[pd.DataFrame]]:
         """Per training seed and attack seed the per-image record of the paper's attack."""
@@ -284,9 +326,14 @@ class Ours:
 
     def _mean(self, values: Sequence[Sequence[np.ndarray]], *key: object) -> Estimate:
         try:
-            return mean_estimate(values, _generator(*key))
+            return mean_estimate(values, generator(*key))
         except ValueError:
             raise AbsentError(f"no successful images in {' '.join(map(str, key))}") from None
+
+
+def _main_family(found: patches.Patches) -> patches.Patches:
+    ours = [family for family in found.families() if family[:2] == ("cifar10", "resnet20")]
+    return found.of(ours[0] if ours else ("", "", ""))
 
 
 def _unlike(images: pd.DataFrame) -> np.ndarray:
@@ -305,8 +352,3 @@ def _by_fingerprint(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     if table.empty:
         return {}
     return {str(key): part for key, part in table.groupby("fingerprint", observed=True)}
-
-
-def _generator(*key: object) -> np.random.Generator:
-    """Replicates that depend on what they are of, and not on what was computed before."""
-    return np.random.default_rng(zlib.crc32(repr(key).encode()))

@@ -5,6 +5,7 @@ Rates, whose bootstrap would have no width at 0 and 1, are drawn from Jeffreys' 
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,11 @@ class Estimate:
             return (float("nan"), float("nan"))
         low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
+
+
+def generator(*key: object) -> np.random.Generator:
+    """For replicates that depend on what they are of, and not on what was computed before."""
+    return np.random.default_rng(zlib.crc32(repr(key).encode()))
 
 
 def mean_estimate(samples: Sequence[Sequence[np.ndarray]], rng: np.random.Generator) -> Estimate:

@@ -285,14 +285,14 @@ def write(table: PaperTable, folder: Path, note: str = "") -> list[Path]:
 def markdown(table: PaperTable) -> str:
     parts = [f"# {table.heading}", table.caption]
     for title, frame in table.sections.items():
-        parts += [f"## {title}", flat(frame).rename_axis("bits").to_markdown(disable_numparse=True)]
+        parts += [f"## {title}", flat(frame).to_markdown(disable_numparse=True)]
     if table.commands:
         parts += ["Missing cells are filled by", "\n".join(f"    {command}" for command in table.commands)]
     return "\n\n".join(parts) + "\n"
 
 
 def csv(table: PaperTable) -> str:
-    frames = [flat(frame).rename_axis("bits").assign(network=title) for title, frame in table.sections.items()]
+    frames = [flat(frame).assign(network=title) for title, frame in table.sections.items()]
     return pd.concat(frames).set_index("network", append=True).swaplevel().to_csv() if frames else ""
 
 
@@ -317,9 +317,9 @@ def html(table: PaperTable) -> str:
 
 
 def flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with its column levels joined into one."""
-    columns = [" ".join(c) if isinstance(c, tuple) else c for c in frame.columns]
-    return frame.set_axis(columns, axis=1)
+    """The frame with its column levels joined into one; its index is that of widths unless it has a name."""
+    columns = [" ".join(filter(None, c)) if isinstance(c, tuple) else c for c in frame.columns]
+    return frame.set_axis(columns, axis=1).rename_axis(str(frame.index.name or "bits"))
 
 
 def _tex(text: str) -> str:

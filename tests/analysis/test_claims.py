@@ -5,6 +5,7 @@ import pytest
 
 from analysis import published
 from analysis.claims import (
+    ALL_CLAIMS,
     CLAIMS,
     FAILS,
     HOLDS,
@@ -22,7 +23,7 @@ from analysis.statistics import DRAWS, Estimate, constant
 
 M, R = "mnist_a", "resnet20"
 BITS = ["FP", "1", "2", "4", "8", "12", "16"]
-BY_KEY = {claim.key: claim for claim in CLAIMS}
+BY_KEY = {claim.key: claim for claim in ALL_CLAIMS}
 
 
 def effect(value, *, spread=0.0, error=0.02):
@@ -108,8 +109,8 @@ def test_the_effect_is_the_mean_over_what_there_is():
 
 
 def test_claims_have_keys_of_their_own_and_contrasts_names_of_their_own():
-    assert len(BY_KEY) == len(CLAIMS)
-    for claim in CLAIMS:
+    assert len(BY_KEY) == len(ALL_CLAIMS)
+    for claim in ALL_CLAIMS:
         assert len({contrast.name for contrast in claim.contrasts}) == len(claim.contrasts) > 0
 
 
@@ -195,6 +196,17 @@ def against_fp(quantity, attack, *more, models=(M, R), widths=BITS[1:]):
     }
 
 
+def patched(defence, bits, attack="patch_lavan", size=6):
+    return q("patch_success", defence, bits, attack, size)
+
+
+def below_on_unseen(by):
+    return {
+        f"{d} {b}, {k}×{k}": patched(d, b, size=k) - patched("qadt_r", b, size=k) - by
+        for d in ("pbat", "dwq") for b in ("FP", "4", "2") for k in (8, 10)
+    }  # fmt: skip
+
+
 def mean(values):
     return float(np.mean(list(values)))
 
@@ -255,10 +267,34 @@ WANTED = {
         for m, kind in ((M, "capacity"), (M, "architecture"), (R, "capacity"))
         for note, within in (("", False), (", within attacks", True))
     },
+    "patches-break-undefended-2-bit": {
+        name: patched("none", "2", attack) - 0.7
+        for name, attack in (("LAVAN", "patch_lavan"), ("Google patch", "patch_google"),
+                             ("located patch", "patch_located"), ("squares", "patch_squares"))
+    },
+    "patches-transfer-to-2-bit": {
+        name: q("patch_transfer", "none", "FP", "2", attack) - 0.7
+        for name, attack in (("LAVAN", "patch_lavan"), ("Google patch", "patch_google"))
+    },
+    "pbat-fails-on-unseen": {
+        f"{b}, {k}×{k} – 6×6": patched("pbat", b, size=k) - patched("pbat", b) - 0.2
+        for b in ("FP", "4", "2")
+        for k in (8, 10)
+    },
+    "dwq-stops-no-patches": {
+        f"{b}, {name}": 0.1 - abs(patched("dwq", b, attack) - patched("none", b, attack))
+        for b in ("FP", "4", "2")
+        for name, attack in (("LAVAN", "patch_lavan"), ("Google patch", "patch_google"))
+    },
+    "qadt-r-below-others-on-unseen": below_on_unseen(0.0),
+    "qadt-r-25-points-below": below_on_unseen(0.25),
+    "qadt-r-keeps-clean-accuracy": {
+        b: 0.02 - (q("clean_accuracy", "none", b) - q("clean_accuracy", "qadt_r", b)) for b in ("FP", "4", "2")
+    },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.key)
+@pytest.mark.parametrize("claim", ALL_CLAIMS, ids=lambda claim: claim.key)
 def test_every_contrast_is_the_difference_its_name_says(claim):
     found = {contrast.name: contrast.estimate(Numbers()).value for contrast in claim.contrasts}
     assert found == pytest.approx(WANTED[claim.key])

@@ -7,13 +7,15 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict, read_write
 
-from analysis.grid import MODELS, commands, missing, select, sweeps
+from analysis.grid import MODELS, commands, missing, patch_sweeps, select, sweeps
 from analysis.study import Study
 from pipelines import attack, train, transfer
 from pipelines.sweep import _compose_all, _jobs, _order_axes
 from tests.analysis.test_cells import run
 
-SWEEPS = [(model, name) for model in MODELS for name in sweeps(model)]
+DIRECT = {(model, name): sweep for model in MODELS for name, sweep in sweeps(model).items()}
+OF_PATCHES = {(sweep.model, name): sweep for name, sweep in patch_sweeps().items()}
+SWEEPS = DIRECT | OF_PATCHES
 NOTHING = Study(pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
 # axes of which the experiment file alone has other values: `commands` gives them
 GIVEN = {
@@ -49,7 +51,7 @@ def cells(sweep):
 
 @pytest.mark.parametrize(("model", "name"), SWEEPS)
 def test_an_experiment_file_makes_the_runs_its_sweep_wants_and_no_others(model, name):
-    sweep = sweeps(model)[name]
+    sweep = SWEEPS[model, name]
     rows = planned(sweep.pipeline, f"experiment={name}", f"model={model}", *GIVEN.get((model, name), []))
     made = study(sweep.pipeline, rows)
     assert missing(made, sweep) == []
@@ -60,8 +62,7 @@ def test_an_experiment_file_makes_the_runs_its_sweep_wants_and_no_others(model, 
 
 def test_of_an_empty_study_every_sweep_is_to_be_launched():
     lines = commands(NOTHING)
-    for (model, name), line in zip(SWEEPS, lines, strict=True):
-        sweep = sweeps(model)[name]
+    for ((model, name), sweep), line in zip(SWEEPS.items(), lines, strict=True):
         assert line.startswith(f"python -m pipelines.{sweep.pipeline} -m experiment={name} model={model}")
         assert line.endswith(f"  # {len(cells(sweep))} of {len(cells(sweep))} cells: {sweep.purpose}")
         assert set(GIVEN.get((model, name), [])) <= set(shlex.split(line))
@@ -171,3 +172,38 @@ def test_only_transfers_of_the_published_attack_count(setting, kept):
     sweep = sweeps("mnist_a")["transfer_bits"]
     assert len(select(study("transfer", rows), sweep)) == 1
     assert len(select(study("transfer", [{**row, **setting} for row in rows]), sweep)) == kept
+
+
+PATCHED = "experiment=patch_attacks defence=none bits=2 attack=patch_lavan seed=0"
+
+
+def of_patches(*launch):
+    return planned("attack", *PATCHED.split(), *launch)
+
+
+@pytest.mark.parametrize(
+    ("setting", "kept"),
+    [
+        ({"params.attack.max_iter": "20"}, True),
+        ({"params.n_requested": "50"}, True),
+        ({"params.defence": "none", "params.defence.start.bits": "FP"}, True),
+        ({"params.training.name": "resnet_fast"}, True),
+        ({"params.attack.size": "8"}, False),
+        ({"params.attack.universal": "False"}, False),
+        ({"params.attack.opacity": "0.5"}, False),
+        ({"params.surrogate": "all"}, False),
+        ({"params.inference": "random", "params.bits": "random"}, False),
+        ({"params.quantizer": "dorefa"}, False),
+        ({"params.defence": "qadt_r_fixed"}, False),
+    ],
+)
+def test_patch_attacks_count_with_any_budget_but_not_with_other_patches(setting, kept):
+    made = study("attack", [{**row, **setting} for row in of_patches()])
+    assert len(select(made, patch_sweeps()["patch_attacks"])) == kept
+
+
+def test_patches_of_defences_and_plain_attacks_are_not_mixed():
+    direct = table6("a", **{"params.defence": "pbat"})
+    assert select(study("attack", [direct]), sweeps("mnist_a")["table6"]).empty
+    made = study("attack", of_patches())
+    assert not [sweep for sweep in DIRECT.values() if sweep.pipeline == "attack" and len(select(made, sweep))]

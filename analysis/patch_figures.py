@@ -1,0 +1,291 @@
+"""Figures of the patch study: what patches look like, where and at which widths and sizes they work, and alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.figures import STYLE, Drawing
+from analysis.patch_tables import MEASURES
+from analysis.patches import (
+    ATTACKS,
+    DEFENCES,
+    SIZE,
+    WIDTHS,
+    Patches,
+    Rate,
+    bits_key,
+    in_order,
+    rates,
+    title_of,
+    white_box,
+    with_usual_settings,
+)
+from analysis.tables import TITLES
+
+_COLOURS = dict(
+    zip(DEFENCES, ("#4d4d4d", "#e69f00", "#8c6d00", "#56b4e9", "#0072b2", "#c0504d", "#009e73"), strict=True)
+)
+_SHIFT = 0.07  # between the lines of a panel, in widths, so that intervals do not hide each other
+_PICTURED = ("patch_lavan", "patch_google")
+_SHOWN = 6
+_KINDS = {"measured": "o", "shuffled": "_", "noise": "x"}
+
+
+def all_figures(patches: Patches, pictures: Mapping[str, np.ndarray]) -> list[Drawing]:
+    """Every figure there are runs for, those of defences without ablations.
+
+    Args:
+        pictures: uint8, ``FINGERPRINT.patch`` (c, k, k) and, with it on them, ``FINGERPRINT.first`` (k, c, h, w).
+    """
+    drawn: list[Drawing] = []
+    with mpl.rc_context(STYLE):
+        for family in patches.families():
+            part = patches.of(family).without_ablations()
+            name = _name(family, patches.families())
+            about = f"{TITLES.get(family[1], family[1])} on {family[0]}, {family[2]}"
+            drawn += [*_pictures(part, pictures, name, about), *_against_bits(part, name, about)]
+            drawn += [*_against_size(part, name, about), *_transfers(part, name, about)]
+            drawn += [*_alignment(part, name, about), *_sensitivity(part, name, about)]
+    return drawn
+
+
+def _name(family: Sequence[str], families: Sequence[Sequence[str]]) -> str:
+    """The model; where there are several families of it, the data and the recipe, too."""
+    data, model, recipe = family
+    several = sum(other[1] == model for other in families) > 1
+    return f"{model}-{data}-{recipe}" if several else model
+
+
+def _pictures(part: Patches, pictures: Mapping[str, np.ndarray], name: str, about: str) -> Iterator[Drawing]:
+    """Per attack a row for each defence and width: the patch, and images with it."""
+    for attack in _PICTURED:
+        runs = white_box(part.attacks, attack)
+        runs = runs[(runs["size"] == SIZE) & (runs["seed"] == "0") & (runs["training_seed"] == "0")]
+        rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for defence in in_order(runs["defence"]):
+            mine = runs[runs["defence"] == defence].set_index("bits")["fingerprint"]
+            for bits in [bits for bits in ("FP", "2") if bits in mine.index]:
+                patch, images = (pictures.get(f"{mine[bits]}.{kind}") for kind in ("patch", "first"))
+                if patch is not None and images is not None:
+                    rows[f"{title_of(defence)}, {_bits(bits)}"] = patch, images[:_SHOWN]
+        if rows:
+            yield (
+                f"patch-pictures-{name}-{attack.removeprefix('patch_')}",
+                f"{about}: {ATTACKS[attack]}, one of {SIZE}×{SIZE} pixels for all images of a network and width (left,"
+                " enlarged), and images that carry it; attack seed 0.",
+                _patched_images(rows),
+            )
+
+
+def _patched_images(rows: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    columns = 1 + max(len(images) for _, images in rows.values())
+    figure = Figure(figsize=(0.85 * columns + 1.9, 0.85 * len(rows) + 0.1))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for line, (title, (patch, images)) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, (patch, *images), strict=False):
+            axis.imshow(np.moveaxis(image, 0, -1).squeeze(), cmap="gray", vmin=0, vmax=255)
+        line[0].text(-0.15, 0.5, title, transform=line[0].transAxes, ha="right", va="center", fontsize=7)
+    return figure
+
+
+def _against_bits(part: Patches, name: str, about: str) -> Iterator[Drawing]:
+    """Success rate against width, a panel per attack and a line per defence."""
+    found = {attack: white_box(part.attacks, attack) for attack in ATTACKS}
+    found = {attack: runs[runs["size"] == SIZE] for attack, runs in found.items()}
+    found = {attack: runs[runs["bits"].isin(WIDTHS)] for attack, runs in found.items()}
+    found = {attack: runs for attack, runs in found.items() if len(runs)}
+    if not found:
+        return
+    figure, axes = _panels(len(found))
+    for axis, (attack, runs) in zip(axes, found.items(), strict=True):
+        _lines(axis, rates(runs, "defence", "bits"), WIDTHS)
+        axis.set_title(ATTACKS[attack])
+        axis.set_xticks(range(len(WIDTHS)), WIDTHS)
+        axis.set_xlabel("bits")
+    _labelled(figure, axes)
+    yield (
+        f"patch-bits-{name}",
+        f"{about}: success rate of white-box patches of {SIZE}×{SIZE} pixels against the width, with 95 % Wilson"
+        f" intervals; {_counted(pd.concat(found.values()))}.",
+        figure,
+    )
+
+
+def _against_size(part: Patches, name: str, about: str) -> Iterator[Drawing]:
+    """Success rate against the side of the patch, a panel per width and a line per defence."""
+    runs = white_box(part.attacks, "patch_lavan")
+    sizes = sorted(runs["size"].unique())
+    if len(sizes) < 2:
+        return
+    several = runs.groupby("bits")["size"].nunique()
+    widths = sorted(several[several > 1].index, key=bits_key)
+    figure, axes = _panels(len(widths))
+    for axis, bits in zip(axes, widths, strict=True):
+        _lines(axis, rates(runs[runs["bits"] == bits], "defence", "size"), sizes)
+        axis.set_title(_bits(bits) if bits in WIDTHS else f"{_bits(bits)}, not trained at")
+        axis.set_xticks(range(len(sizes)), [f"{size}×{size}" for size in sizes])
+        axis.set_xlabel("pixels")
+    _labelled(figure, axes)
+    yield (
+        f"patch-size-{name}",
+        f"{about}: success rate of one white-box LAVAN patch against its size, with 95 % Wilson intervals. Patches of"
+        f" {SIZE}×{SIZE} were trained on; {_counted(runs)}.",
+        figure,
+    )
+
+
+def _panels(count: int) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(2.3 * count + 1.4, 3))
+    return figure, np.atleast_1d(figure.subplots(1, count, sharey=True))
+
+
+def _labelled(figure: Figure, axes: np.ndarray) -> None:
+    axes[0].set_ylabel("attack success rate")
+    axes[0].set_ylim(-0.03, 1.03)
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=7)
+
+
+def _lines(axis: Axes, found: Mapping[tuple, Rate], places: Sequence[object]) -> None:
+    """One line per defence; `found`: (defence, place) -> rate."""
+    defences = in_order(defence for defence, _ in found)
+    for number, defence in enumerate(defences):
+        mine = {places.index(place): rate for (of, place), rate in found.items() if of == defence}
+        at = sorted(mine)
+        values = np.array([mine[place].value for place in at])
+        errors = np.abs(np.array([mine[place].interval for place in at]).T - values)
+        shifted = np.array(at) + _SHIFT * (number - (len(defences) - 1) / 2)
+        colour, label = _colour(defence), title_of(defence)
+        axis.errorbar(shifted, values, yerr=errors, fmt="o-", color=colour, ms=3, lw=1, label=label)
+
+
+def _transfers(part: Patches, name: str, about: str) -> Iterator[Drawing]:
+    """Heat maps, source by target width: rows attacks, columns defences."""
+    rows = part.transfers[part.transfers["size"] == SIZE] if len(part.transfers) else part.transfers
+    attacks = [attack for attack in ATTACKS if attack in set(rows["attack"])]
+    defences = in_order(rows["defence"])
+    if not attacks:
+        return
+    widths = sorted({*rows["bits"], *rows["target_bits"]}, key=bits_key)
+    figure = Figure(figsize=(2.2 * len(defences) + 0.7, 2.2 * len(attacks) + 0.5))
+    axes = figure.subplots(len(attacks), len(defences), squeeze=False)
+    for line, attack in zip(axes, attacks, strict=True):
+        mine = with_usual_settings(rows[rows["attack"] == attack])
+        for axis, defence in zip(line, defences, strict=True):
+            found = rates(mine[mine["defence"] == defence], "bits", "target_bits")
+            _square(axis, found, widths)
+            axis.set_title(f"{title_of(defence)}, {ATTACKS[attack]}", fontsize=7)
+    figure.supylabel("made at, bits", fontsize=8)
+    figure.supxlabel("shown to, bits", fontsize=8)
+    yield (
+        f"patch-transfer-{name}",
+        f"{about}: share of patched images made at one width that another width of the same defence gets wrong, both"
+        f" right without the patch; n = {rows['n'].min():,} to {rows['n'].max():,} per square.",
+        figure,
+    )
+
+
+def _square(axis: Axes, found: Mapping[tuple, Rate], widths: Sequence[str]) -> None:
+    matrix = np.full((len(widths), len(widths)), np.nan)
+    for (source, target), rate in found.items():
+        matrix[widths.index(source), widths.index(target)] = rate.value
+    axis.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
+    for (row, column), rate in np.ndenumerate(matrix):
+        if np.isfinite(rate):
+            shade = "white" if rate > 0.6 else "black"
+            axis.text(column, row, f"{rate:.2f}", ha="center", va="center", fontsize=6, color=shade)
+    axis.set_xticks(range(len(widths)), widths)
+    axis.set_yticks(range(len(widths)), widths)
+    axis.tick_params(length=0, labelsize=7)
+
+
+def _alignment(part: Patches, name: str, about: str) -> Iterator[Drawing]:
+    """Similarity of input gradients by pair of widths, beside what unrelated ones have."""
+    rows = part.alignments
+    if rows.empty:
+        return
+    pairs = list(dict.fromkeys(rows["pair"]))
+    defences = in_order(rows["defence"])
+    figure = Figure(figsize=(10, 5.2))
+    axes = figure.subplots(2, 2, sharex=True).flat
+    for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
+        for number, defence in enumerate(defences):
+            for kind, marker in _KINDS.items():
+                mine = rows[(rows["defence"] == defence) & (rows["kind"] == kind)]
+                mine = mine.groupby("pair").mean(numeric_only=True).reindex(pairs)
+                at = np.arange(len(pairs)) + 0.8 * ((number + 0.5) / len(defences) - 0.5)
+                half = mine[f"{measure}_high"] - mine[measure] if kind == "measured" else None
+                colour = _colour(defence) if kind == "measured" else "#9a9a9a"
+                axis.errorbar(at, mine[measure], yerr=half, fmt=marker, color=colour, ms=4, lw=1)
+        axis.set_title(title)
+        axis.set_xticks(range(len(pairs)), [pair.replace("-", "↔") for pair in pairs])
+        axis.axhline(0, color="#d0d0d0", lw=0.6, zorder=0)
+    figure.supxlabel("bits", fontsize=9)
+    named = [Line2D([], [], marker="o", ls="", ms=4, color=_colour(d), label=title_of(d)) for d in defences]
+    nulls = {"_": "other images (null)", "x": "white noise (null)"}
+    named += [Line2D([], [], marker=m, ls="", ms=4, color="#9a9a9a", label=label) for m, label in nulls.items()]
+    figure.legend(handles=named, loc="outside right center", frameon=False, fontsize=7)
+    yield (
+        f"patch-alignment-{name}",
+        f"{about}: how alike the input gradients of an image are at two widths, mean over"
+        f" n = {int(rows['n'].min()):,} images and more with 95 % intervals; grey: gradients of different images and"
+        " white noise. Only what lies above the grey marks is alignment.",
+        figure,
+    )
+
+
+def _sensitivity(part: Patches, name: str, about: str) -> Iterator[Drawing]:
+    """Per defence: where on the image the patch, and noise of its size, breaks most."""
+    rows = part.sensitivities
+    for defence in in_order(rows["defence"]):
+        for attack in [attack for attack in ATTACKS if attack in set(rows["attack"])]:
+            mine = rows[(rows["defence"] == defence) & (rows["attack"] == attack)]
+            if mine.empty:
+                continue
+            widths = sorted(mine["bits"].unique(), key=bits_key)
+            figure = Figure(figsize=(1.6 * len(widths) + 1.6, 3.6))
+            axes = figure.subplots(2, len(widths), squeeze=False)
+            top = mine["success_rate"].max()
+            for line, kind in zip(axes, ("patch", "noise"), strict=True):
+                for axis, bits in zip(line, widths, strict=True):
+                    cells = mine[(mine["bits"] == bits) & (mine["kind"] == kind)]
+                    places = cells.pivot_table(index="row", columns="column", values="success_rate")
+                    drawn = axis.imshow(places, vmin=0, vmax=top, cmap="magma")
+                    axis.set_title(f"{kind}, {_bits(bits)}: {places.to_numpy().mean():.2f}", fontsize=7)
+                    axis.set_xticks([])
+                    axis.set_yticks([])
+            figure.colorbar(drawn, ax=axes, shrink=0.7, label="success rate")
+            yield (
+                f"patch-sensitivity-{name}-{defence.replace(' ', '')}-{attack.removeprefix('patch_')}",
+                f"{about}, {title_of(defence)}: success rate of the {ATTACKS[attack]} patch (top) and of noise of its"
+                f" size (bottom) by the place of its upper left pixel; above each map its mean;"
+                f" n = {int(mine['n'].min()):,} images.",
+                figure,
+            )
+
+
+def _counted(runs: pd.DataFrame) -> str:
+    found = rates(runs, "attack", "defence", "bits", "size")
+    sizes = [rate.n for rate in found.values()]
+    return (
+        f"n = {min(sizes):,} to {max(sizes):,} per point"
+        if min(sizes) < max(sizes)
+        else f"n = {min(sizes):,} per point"
+    )
+
+
+def _colour(defence: str) -> str:
+    return _COLOURS.get(defence.split(":")[0].split(",")[0], "#999999")
+
+
+def _bits(bits: str) -> str:
+    return f"{bits} bit" if bits.isdecimal() else bits

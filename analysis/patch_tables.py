@@ -1,0 +1,485 @@
+"""Tables of the patch study: what each defence costs, what it stops, and whether what it seems to stop is real."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis import published
+from analysis.patch_checks import RULES, Check, checks
+from analysis.patches import (
+    ATTACKS,
+    PARTS,
+    PLACEMENTS,
+    RANDOM_WIDTH,
+    SIZE,
+    WIDTHS,
+    Patches,
+    Rate,
+    bits_key,
+    in_order,
+    is_ablated,
+    rates,
+    title_of,
+    varied,
+    white_box,
+    with_usual_settings,
+)
+from analysis.tables import MISSING, PaperTable, section_title
+
+MEASURES = {
+    "cosine": "cosine",
+    "edge_iou": "edge IoU",
+    "hog_cosine": "HOG cosine",
+    "hog_cosine_centred": "centred HOG cosine",
+}
+_NONE = "–"
+_THEIRS = "in TriQDef's paper"
+_AS_PUBLISHED = {"patch_lavan": "patch_lavan", "patch_google": "patch_google", "patch_squares": "patchattack"}
+_PUBLISHED_TITLES = {"none": "QAT", "pbat": "PBAT", "dwq": "DWQ", "triqdef": "TriQDef"}
+_RATES = (
+    "Attack success rate: the share of images, all classified correctly without the patch, that are classified wrongly"
+)
+_INTERVALS = "95 % Wilson interval over images"
+
+
+def all_tables(patches: Patches) -> list[PaperTable]:
+    """Every table, those there are no runs for without sections."""
+    whole = patches.without_ablations()
+    parts = [make(whole) for make in (clean, success, unseen, transfer, reality, alignment)]
+    return [*parts, ablation(patches), cost(patches)]
+
+
+def summary(patches: Patches) -> str:
+    """What the patch study is, and of what it was made."""
+    recipes = ", ".join(f"{section_title(model, data)} ({recipe})" for data, model, recipe in patches.families())
+    hardware = ", ".join(sorted({*patches.trainings["hardware"]} - {""}))
+    lengths = sorted({_length(row) for row in patches.trainings.to_dict("records")})
+    return (
+        "QADT-R here is a re-implementation from its abstract, with documented choices where the abstract is silent:"
+        " none of its own tables is public, and none is shown. PBAT, DWQ and TriQDef are re-implementations, too; what"
+        f" is marked ‘{_THEIRS}’ are numbers of another paper by QADT-R's authors, on other networks. The networks"
+        f" are {recipes}, uniformly quantised; {len(patches.trainings):,} trainings"
+        f"{f' of {_listed(lengths)}' if lengths else ''}{f' on {hardware}' if hardware else ''}, where the papers train"
+        f" for 160 to 200 epochs, and {len(patches.attacks):,} attacks. Rates are those of these networks alone."
+    )
+
+
+def _length(training: dict) -> str:
+    """
+    >>> _length({"steps": 600, "epochs": 5}), _length({"steps": 0, "epochs": 30})
+    ('600 steps', '30 epochs')
+    """
+    return f"{training['steps']} steps" if training["steps"] else f"{training['epochs']} epochs"
+
+
+def clean(patches: Patches) -> PaperTable:
+    """Clean test accuracy by defence and width."""
+    table = PaperTable(
+        "patch-clean",
+        "Test accuracy (%) without attacks, mean ± standard deviation where there are several training seeds. Columns"
+        f" ‘{_THEIRS}’ are what TriQDef's authors report for their ResNet-56: not our networks, not QADT-R's numbers.",
+        title="Clean accuracy",
+    )
+    for family, part in _families(patches):
+        columns: dict[str, dict[str, str]] = {}
+        for (defence, bits), seeds in part.clean.groupby(["defence", "bits"])["clean_accuracy"]:
+            columns.setdefault(str(defence), {})[str(bits)] = _with_spread(100 * seeds.mean(), 100 * seeds.std(), 2)
+        frame = _by_defence(columns)
+        if len(frame) and family[0] == "cifar10":
+            frame = frame.join(_published("clean_accuracy", scale=100, digits=1)).fillna(_NONE)
+        _add(table, _title(family), frame)
+    return table
+
+
+def success(patches: Patches) -> PaperTable:
+    """Attack success rates of patches like those of the trainings."""
+    table = PaperTable(
+        "patch-attacks",
+        f"{_RATES} once a patch of {SIZE}×{SIZE} pixels lies on them. In brackets the {_INTERVALS}. The row ‘random’"
+        " has a width drawn for each image, as in DWQ's inference. Columns"
+        f" ‘{_THEIRS}’ are what TriQDef's authors report for their ResNet-56 and patches as in the training: not ours,"
+        " not QADT-R's; their PatchAttack is black-box, as our squares are.",
+        title="Patches as in the training",
+    )
+    used = []
+    for family, part in _families(patches):
+        for attack, name in ATTACKS.items():
+            runs = white_box(part.attacks, attack)
+            runs = runs[(runs["size"] == SIZE) & runs["bits"].isin([*WIDTHS, RANDOM_WIDTH])]
+            if runs.empty:
+                continue
+            used.append(runs)
+            frame = _by_defence(
+                _texts(runs),
+                wanted=[*part.attacks["defence"], *part.trainings["defence"]],
+            )
+            if family[0] == "cifar10" and attack in _AS_PUBLISHED:
+                theirs = _published("success_rate", setting="seen", attack=_AS_PUBLISHED[attack])
+                frame = frame.join(theirs).fillna(_NONE)
+            _add(table, f"{_title(family)}: {name}, {_placed(runs)}", frame)
+    _say_sizes(table, used)
+    return table
+
+
+def unseen(patches: Patches) -> PaperTable:
+    """Attack success rates of patches unlike those of the trainings, one difference at a time."""
+    table = PaperTable(
+        "patch-unseen",
+        f"{_RATES}. Patches differ from those of the trainings ({SIZE}×{SIZE}, clear of the centre) in one thing at a"
+        f" time: their size, their place, or the width of the network that they are made on, 3 bits, that it"
+        f" was not trained at. In brackets the {_INTERVALS}. At the end what TriQDef's authors report for their"
+        " ResNet-56, without telling what was unseen about the patches: not ours, not QADT-R's.",
+        title="Patches unlike those in the training",
+    )
+    used = []
+    for family, part in _families(patches):
+        for attack, name in ATTACKS.items():
+            known = white_box(part.attacks, attack)
+            placed = varied(part.attacks, known, "placement")
+            for axis, runs in (("size", known), ("placement", placed[placed["size"] == SIZE])):
+                runs = runs[runs["bits"].isin(WIDTHS)]
+                if runs[axis].nunique() > 1:
+                    used.append(runs)
+                    _add(table, f"{_title(family)}: {name}, {axis}", _along(runs, axis))
+            runs = known[(known["size"] == SIZE) & (known["bits"] != RANDOM_WIDTH)]
+            runs = runs[runs["defence"].isin(runs.loc[~runs["bits"].isin(WIDTHS), "defence"])]
+            if len(runs):
+                used.append(runs)
+                _add(table, f"{_title(family)}: {name}, width", _by_defence(_texts(runs)))
+    _say_sizes(table, used)
+    if table.sections:
+        theirs = [
+            _published("success_rate", setting=setting, attack="patch_lavan").add_suffix(f", {setting}")
+            for setting in ("seen", "unseen")
+        ]
+        _add(table, "LAVAN in TriQDef's paper", pd.concat(theirs, axis=1))
+    return table
+
+
+def ablation(patches: Patches) -> PaperTable:
+    """QADT-R without some of its parts."""
+    table = PaperTable(
+        "patch-ablation",
+        "Our re-implementation of QADT-R with and without its three parts: patches made inside the quantised network"
+        " (A-QAPA), widths trained in turn (DBWT; without it one network for each width) and the gradient regulariser"
+        f" (GIR). {_RATES}, under LAVAN, in brackets the {_INTERVALS}; and clean test accuracy.",
+        title="The parts of QADT-R",
+    )
+    used = []
+    for family, part in _families(patches):
+        runs = white_box(part.attacks, "patch_lavan")
+        runs = runs[runs["defence"].map(_is_qadt_r)]
+        if not runs["defence"].map(is_ablated).any():
+            continue
+        used.append(runs)
+        ablated = runs[runs["defence"].map(is_ablated)]
+        runs = runs[runs["size"].isin(ablated["size"]) & runs["bits"].isin(ablated["bits"])]
+        networks = part.clean[part.clean["defence"].map(_is_qadt_r) & part.clean["bits"].isin(ablated["bits"])]
+        accuracies = networks.groupby(["defence", "bits"])["clean_accuracy"]
+        columns: dict[tuple[str, str], dict[str, str]] = {}
+        for (defence, bits), values in accuracies:
+            columns.setdefault(("clean, %", str(bits)), {})[_parts(str(defence))] = f"{100 * values.mean():.2f}"
+        for (size, bits, defence), text in _texts_by(runs, "size", "bits", "defence"):
+            columns.setdefault((f"{size}×{size}", bits), {})[_parts(defence)] = text
+        keys = sorted(columns, key=lambda key: (key[0] != "clean, %", len(key[0]), key[0], bits_key(key[1])))
+        present = {*runs["defence"].map(_parts)}
+        rows = [*_COMBINATIONS, *sorted(present - {*_COMBINATIONS})]
+        frame = pd.DataFrame({key: columns[key] for key in keys}).reindex(rows).fillna(MISSING)
+        _add(table, _title(family), frame.rename_axis("parts"))
+    _say_sizes(table, used)
+    return table
+
+
+def transfer(patches: Patches) -> PaperTable:
+    """Which widths' patched images break which widths."""
+    table = PaperTable(
+        "patch-transfer",
+        "Patched images made at one width (rows) and shown to another width (columns) of the same defence: the share"
+        " that the target gets wrong, of images that both get right without the patch.",
+        title="Transfer of patched images between widths",
+    )
+    sizes: list[int] = []
+    widest = 0.0
+    for family, part in _families(patches):
+        rows = part.transfers
+        for attack, name in ATTACKS.items():
+            mine = with_usual_settings(rows[(rows["attack"] == attack) & (rows["size"] == SIZE)])
+            for defence in in_order(mine["defence"]):
+                found = rates(mine[mine["defence"] == defence], "bits", "target_bits")
+                sizes += [rate.n for rate in found.values()]
+                widest = max(widest, *(np.ptp(rate.interval) / 2 for rate in found.values()))
+                frame = pd.Series({key: f"{rate.value:.3f}" for key, rate in found.items()}).unstack()
+                frame = _sorted(_sorted(frame).T).T.fillna(MISSING)
+                _add(table, f"{_title(family)}: {title_of(defence)}, {name}", frame.rename_axis("made at"))
+    if sizes:
+        several = f" to {max(sizes):,}" if min(sizes) < max(sizes) else ""
+        table.caption += f" n = {min(sizes):,}{several}; 95 % Wilson intervals are at most ± {widest:.3f}."
+    return table
+
+
+def reality(patches: Patches) -> PaperTable:
+    """For each defence and width, the rules that attacks on a real defence keep."""
+    table = PaperTable(
+        "patch-reality",
+        "A defence that only hides its gradients makes attacks that follow them weak, not the network robust. Each"
+        " column is a rule that holds where gradients lead to the worst patch; it is broken (✘) where the 95 % interval"
+        " of the difference lies on the wrong side of zero (one in forty by chance alone). Rates are success rates"
+        f" at {SIZE}×{SIZE} pixels but under ‘{RULES['size']}’. White-box: one LAVAN patch for all images; made on"
+        " all widths: the same on the mean of the network's widths; best transfer: the same from the most harmful"
+        " other width; steps and attempts: a LAVAN patch for each image; located patch (follows gradients) and squares"
+        " (does not): one for each image, too. The strongest is the highest rate of all of these.",
+        title="Is the defence real?",
+    )
+    for family, part in _families(patches):
+        judged = checks(part)
+        for defence in in_order([of for of, _ in judged]):
+            rows = {}
+            for bits in sorted((bits for of, bits in judged if of == defence), key=bits_key):
+                result = judged[defence, bits]
+                if result.tested:
+                    cells = {RULES[rule]: _checked(check) for rule, check in result.by_rule.items()}
+                    strongest = _rate_text(result.strongest) if result.strongest else _NONE
+                    rows[bits] = {**cells, "strongest": strongest, "verdict": result.verdict}
+            if rows:
+                _add(table, f"{_title(family)}: {title_of(defence)}", pd.DataFrame(rows).T)
+    return table
+
+
+def alignment(patches: Patches) -> PaperTable:
+    """How alike input gradients are between widths, with what unrelated gradients have."""
+    table = PaperTable(
+        "patch-alignment",
+        "How alike the input gradients of the same image are at two widths: mean with its 95 % interval over images;"
+        " beside it what gradients of different images (shuffled) and white noise of the same shape have by chance,"
+        f" and what is left after taking off the former (excess). ‘{_THEIRS}’: its values, whose HOG cosines come"
+        " without cell size or null; not ours, not QADT-R's.",
+        title="Gradient alignment between widths",
+    )
+    theirs = published.triqdef().query("quantity in @MEASURES").pivot(index="bits", columns="quantity", values="value")
+    for family, part in _families(patches):
+        rows = part.alignments
+        for defence in in_order(rows["defence"]):
+            mine = rows[rows["defence"] == defence].groupby(["pair", "kind"], sort=False).mean(numeric_only=True)
+            frame = pd.DataFrame({pair: _aligned(mine.loc[pair]) for pair in mine.index.unique("pair")}).T
+            for measure in ("cosine", "edge_iou", "hog_cosine") if family[0] == "cifar10" else ():
+                values = theirs[measure].reindex(frame.index)
+                frame[MEASURES[measure], _THEIRS] = [f"{v:.2f}" if pd.notna(v) else _NONE for v in values]
+            order = [column for name in MEASURES.values() for column in frame.columns if column[0] == name]
+            frame = frame[[("", "n"), *order]]
+            _add(table, f"{_title(family)}: {title_of(defence)}", frame.rename_axis("widths"))
+    return table
+
+
+def cost(patches: Patches) -> PaperTable:
+    """What trainings took, against plain quantisation-aware training."""
+    table = PaperTable(
+        "patch-cost",
+        "Seconds of the tracked trainings, mean over trainings, against plain quantisation-aware training with the"
+        " same recipe on the same hardware (mean of the undefended quantised networks), per step. The trainings ran"
+        " beside others on a shared machine, so ratios are rough.",
+        title="What the trainings took",
+    )
+    for family, part in _families(patches):
+        for hardware in map(str, part.trainings["hardware"].unique()):
+            trainings = part.trainings[part.trainings["hardware"] == hardware]
+            plain = trainings[(trainings["defence"] == "none") & (trainings["bits"] != "FP")]
+            yardstick = (plain["seconds"] / plain["epochs"]).mean()
+            rows = {}
+            for defence in in_order(trainings["defence"]):
+                mine = trainings[trainings["defence"] == defence]
+                for bits in map(str, mine["bits"].unique()):
+                    rows[f"{title_of(defence)}, {bits}"] = _took(mine[mine["bits"] == bits], yardstick)
+            title = _title(family) + (f", {hardware}" if hardware else "")
+            _add(table, title, pd.DataFrame(rows).T.rename_axis("network and its bits"))
+    return table
+
+
+def _took(group: pd.DataFrame, yardstick: float) -> dict[str, str]:
+    per_epoch = (group["seconds"] / group["epochs"]).mean()
+    steps = group["steps"].iloc[0]
+    return {
+        "trainings": str(len(group)),
+        "seconds": f"{group['seconds'].mean():,.0f}",
+        "epochs": str(group["epochs"].iloc[0]),
+        "ms per step": f"{1000 * (group['seconds'] / group['steps']).mean():,.0f}" if steps else _NONE,
+        "× plain training": f"{per_epoch / yardstick:.2f}" if np.isfinite(yardstick) else _NONE,
+        "steps of the attack within": str(group["patch_steps"].iloc[0] or _NONE),
+    }
+
+
+def _aligned(kinds: pd.DataFrame) -> dict[tuple[str, str], str]:
+    rows = kinds.to_dict("index")
+    measured = rows["measured"]
+    cells = {("", "n"): f"{measured['n']:,.0f}"}
+    for measure, name in MEASURES.items():
+        cells[name, "measured"] = _interval(measured, measure)
+        for kind in ("shuffled", "noise"):
+            cells[name, kind] = f"{rows[kind][measure]:.3f}" if kind in rows else _NONE
+        cells[name, "excess"] = _interval(measured, f"{measure}_excess", "+")
+    return cells
+
+
+def _interval(row: dict, name: str, sign: str = "") -> str:
+    if name not in row or pd.isna(row[name]):
+        return _NONE
+    return f"{row[name]:{sign}.3f} ({row[f'{name}_low']:{sign}.3f} … {row[f'{name}_high']:{sign}.3f})"
+
+
+def _checked(check: Check) -> str:
+    if not check.tested:
+        return _NONE
+    mark = "✘" if check.broken else "✔"
+    if check.labels:
+        return (
+            " → ".join(f"{label}: {rate.value:.3f}" for label, rate in zip(check.labels, check.rates, strict=True))
+            + f" {mark}"
+        )
+    less, more = check.rates
+    low, high = check.differences[0].interval
+    gap = more.value - less.value
+    return f"{more.value:.3f} − {less.value:.3f} = {gap:+.3f} ({low:+.3f} … {high:+.3f}) {mark}"
+
+
+def _along(runs: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """Rows widths, columns defence by the values of an axis."""
+    titles = {value: _value_title(value) for value in runs[axis].unique()}
+    columns: dict[tuple[str, str], dict[str, str]] = {}
+    for (defence, value, bits), text in _texts_by(runs, "defence", axis, "bits"):
+        columns.setdefault((defence, titles[value]), {})[bits] = text
+    ordered = [
+        (defence, titles[value]) for defence in in_order(runs["defence"]) for value in sorted(titles, key=_seen_first)
+    ]
+    frame = _filled(pd.DataFrame({key: columns.get(key, {}) for key in ordered}, dtype=object))
+    return frame.rename(columns=title_of, level=0)
+
+
+def _seen_first(value: object) -> tuple:
+    return (value,) if isinstance(value, int | np.integer) else (value not in PLACEMENTS, value)
+
+
+def _value_title(value: int | str) -> str:
+    """
+    >>> _value_title(8), _value_title("corners"), _value_title("anywhere")
+    ('8×8', 'corners', 'anywhere (unseen)')
+    """
+    if not isinstance(value, str):
+        return f"{value}×{value}"
+    return value if value in PLACEMENTS else f"{value} (unseen)"
+
+
+def _by_defence(columns: Mapping[str, Mapping[str, str]], *, wanted: Sequence[str] = ()) -> pd.DataFrame:
+    """Rows widths, columns defences; what is lacking at one of the trained widths is marked as missing."""
+    if not columns:
+        return pd.DataFrame()
+    names = in_order([*columns, *wanted])
+    return _filled(pd.DataFrame({name: columns.get(name, {}) for name in names}, dtype=object)).rename(columns=title_of)
+
+
+def _filled(frame: pd.DataFrame) -> pd.DataFrame:
+    """With a row for each of the trained widths, and what they lack marked as missing; others need not be there."""
+    frame = _sorted(frame.reindex([*dict.fromkeys([*WIDTHS, *frame.index])]))
+    trained = frame.loc[frame.index.isin(WIDTHS)].fillna(MISSING)
+    return pd.concat([trained, frame.loc[~frame.index.isin(WIDTHS)].fillna(_NONE)]).loc[frame.index]
+
+
+def _texts(runs: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """defence -> bits -> text."""
+    columns: dict[str, dict[str, str]] = {}
+    for (defence, bits), text in _texts_by(runs, "defence", "bits"):
+        columns.setdefault(defence, {})[bits] = text
+    return columns
+
+
+def _texts_by(runs: pd.DataFrame, *by: str) -> Iterable[tuple[tuple, str]]:
+    return ((key, _rate_text(rate)) for key, rate in rates(runs, *by).items())
+
+
+def _rate_text(rate: Rate) -> str:
+    """
+    >>> _rate_text(Rate(70, 100, (((70, 100),),)))
+    '0.700 (0.604 … 0.781)'
+    """
+    spread = f" ± {rate.spread:.3f}" if np.isfinite(rate.spread) else ""
+    return "{:.3f}{} ({:.3f} … {:.3f})".format(rate.value, spread, *rate.interval)
+
+
+def _say_sizes(table: PaperTable, used: Sequence[pd.DataFrame]) -> None:
+    """Say in the caption on how many images and seeds the cells rest, and what the attacks were given."""
+    if not used:
+        return
+    runs = pd.concat(used).drop_duplicates("fingerprint")
+    found = rates(runs, "attack", "defence", "bits", "size", "placement", "training_seed")
+    sizes = pd.Series([rate.n for rate in found.values()])
+    usual = int(sizes.mode().iloc[0])
+    others = "" if sizes.nunique() == 1 else f" (n from {sizes.min():,} to {sizes.max():,})"
+    told = [
+        f"{ATTACKS[str(attack)]} {_listed(sorted(set(steps)))} steps"
+        for attack, steps in runs.groupby("attack")["max_iter"]
+        if steps.any()
+    ]
+    table.caption += f" n = {usual:,}{others} per cell, over attack seeds {_listed(sorted(set(runs['seed'])))}."
+    table.caption += f" {'; '.join(told)}." if told else ""
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _placed(runs: pd.DataFrame) -> str:
+    one = "one patch for all images" if runs["universal"].iloc[0] else "a patch for each image"
+    return f"{one}, {runs['placement'].iloc[0]}"
+
+
+def _published(quantity: str, *, scale: float = 1.0, digits: int = 3, **wanted: str) -> pd.DataFrame:
+    """Rows widths, columns defences, of TriQDef's ResNet-56 on CIFAR-10."""
+    rows = published.triqdef()
+    keep = (rows["quantity"] == quantity) & (rows["data"] == "cifar10")
+    for name, value in wanted.items():
+        keep &= rows[name] == value
+    frame = rows[keep].pivot(index="bits", columns="defence", values="value") * scale
+    frame = frame[[name for name in _PUBLISHED_TITLES if name in frame]].map(lambda value: f"{value:.{digits}f}")
+    return _sorted(frame).rename(columns={name: f"{title} {_THEIRS}" for name, title in _PUBLISHED_TITLES.items()})
+
+
+def _families(patches: Patches) -> Iterable[tuple[tuple[str, ...], Patches]]:
+    return ((family, patches.of(family)) for family in patches.families())
+
+
+def _title(family: Sequence[str]) -> str:
+    data, model, recipe = family
+    return f"{section_title(model, data)}, {recipe}"
+
+
+def _add(table: PaperTable, title: str, frame: pd.DataFrame) -> None:
+    if len(frame):
+        frame.columns.names = [None] * frame.columns.nlevels
+        table.sections[title] = frame
+
+
+def _is_qadt_r(defence: str) -> bool:
+    return defence.split(":")[0].split(",")[0] == "qadt_r"
+
+
+def _parts(defence: str) -> str:
+    """
+    >>> _parts("qadt_r"), _parts("qadt_r: DBWT")
+    ('A-QAPA + DBWT + GIR', 'DBWT')
+    """
+    return defence.partition(": ")[2] or " + ".join(PARTS) + defence.removeprefix("qadt_r")
+
+
+_COMBINATIONS = [
+    " + ".join(part for place, part in enumerate(PARTS) if mask & (4 >> place)) or "none of them"
+    for mask in (7, 6, 5, 3, 4, 2, 1, 0)
+]
+
+
+def _with_spread(mean: float, spread: float, digits: int) -> str:
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if np.isfinite(spread) else "")
+
+
+def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.loc[sorted(frame.index, key=bits_key)]
