@@ -49,7 +49,7 @@ class Sweep:
         as_published: attacks with the hyper-parameters of the seed paper's Table 5.
         images: how many the experiment file attacks.
         least: how many a run must have been asked to attack to count.
-        pipeline: ``train``, ``attack`` or ``transfer``.
+        pipeline: ``train``, ``attack``, ``transfer``, ``alignment`` or ``sensitivity``.
     """
 
     name: str
@@ -187,6 +187,8 @@ def patch_sweeps() -> dict[str, Sweep]:
     grid = {"defence": _DEFENCES, "bits": PATCH_WIDTHS}
     ours = {"surrogate": "", "attack.opacity": "1.0", "attack.target": "None"}
     seen = {"attack.size": "6"}
+    compared = {"defence": ("none", *_SWITCHABLE)}
+    at_all_widths = {**_UNIFORM, "bits": " ".join(PATCH_WIDTHS), "seed": "0"}
     unseen = {"attack.size": ("6", "8", "10"), "attack.placement": ("corners", "anywhere")}
     listed = [
         Sweep(
@@ -273,6 +275,15 @@ def patch_sweeps() -> dict[str, Sweep]:
             pipeline="transfer",
             avoid=_EACH_LAVAN,
         ),
+        Sweep("patch_alignment", _PATCHED, "gradient alignment", compared, at_all_widths, pipeline="alignment"),
+        Sweep(
+            "patch_sensitivity",
+            _PATCHED,
+            "where patches do harm",
+            compared,
+            {**at_all_widths, **_LAVAN, **ours, **seen},
+            pipeline="sensitivity",
+        ),
     ]
     return {sweep.name: dataclasses.replace(sweep, least=1) for sweep in listed}
 
@@ -290,7 +301,8 @@ def select(study: Study, sweep: Sweep) -> pd.DataFrame:
         runs = runs.assign(**{"params.defence": _texts(runs, "defence").replace("", "none")})
     wanted = {**{name: (value,) for name, value in sweep.where.items()}, **sweep.axes, "model": (sweep.model,)}
     wanted["data"] = (published.DATA_OF_MODEL[sweep.model],)
-    if sweep.pipeline != "train":
+    attacked = sweep.pipeline not in ("train", "alignment")
+    if attacked:
         wanted["backend"] = ("native",)
     keep = pd.Series(True, index=runs.index)
     for name, values in wanted.items():
@@ -298,7 +310,7 @@ def select(study: Study, sweep: Sweep) -> pd.DataFrame:
     if sweep.avoid:
         keep &= ~np.logical_and.reduce([_texts(runs, name) == _plain(value) for name, value in sweep.avoid.items()])
     runs = runs[keep]
-    if sweep.pipeline == "train" or runs.empty:
+    if not attacked or runs.empty:
         return runs
     if sweep.as_published:
         plain = {f"params.{name}": value for name, value in _PLAIN.items()}  # what controls change is in `where`

@@ -16,7 +16,7 @@ from tests.analysis.test_cells import run
 DIRECT = {(model, name): sweep for model in MODELS for name, sweep in sweeps(model).items()}
 OF_PATCHES = {(sweep.model, name): sweep for name, sweep in patch_sweeps().items()}
 SWEEPS = DIRECT | OF_PATCHES
-NOTHING = Study(pd.DataFrame(), pd.DataFrame(), pd.DataFrame())
+NOTHING = Study()
 # axes of which the experiment file alone has other values: `commands` gives them
 GIVEN = {
     ("mnist_a", "controls"): ["quantizer=clip_only"],
@@ -25,7 +25,7 @@ GIVEN = {
 
 
 def study(pipeline, rows):
-    return Study(**{name: pd.DataFrame(rows if name == pipeline else []) for name in ("train", "attack", "transfer")})
+    return Study(**{pipeline: pd.DataFrame(rows)})
 
 
 def planned(pipeline, *launch):
@@ -40,8 +40,9 @@ def planned(pipeline, *launch):
 
 def row(pipeline, cfg):
     params = train.parameters(cfg, SimpleNamespace(name=cfg.data.name))
-    params |= attack._parameters(cfg) if pipeline != "train" else {}
+    params |= attack._parameters(cfg) if "attack" in cfg else {}
     params |= transfer._parameters(cfg) if pipeline == "transfer" else {}
+    params |= {"bits": " ".join(map(str, cfg.compare)), "seed": cfg.seed} if "compare" in cfg else {}
     return {f"params.{name}": str(value) for name, value in params.items()}
 
 
@@ -56,7 +57,7 @@ def test_an_experiment_file_makes_the_runs_its_sweep_wants_and_no_others(model, 
     made = study(sweep.pipeline, rows)
     assert missing(made, sweep) == []
     assert len(select(made, sweep)) == len(rows) == len(cells(sweep))
-    if sweep.pipeline != "train":
+    if sweep.pipeline in ("attack", "transfer"):
         assert {row["params.n_requested"] for row in rows} == {str(sweep.images)}
 
 

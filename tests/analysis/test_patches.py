@@ -194,9 +194,7 @@ def test_recipes_are_kept_apart():
     found = read(both)
     assert found.families() == [FAMILY, ("cifar10", "resnet20", "resnet_fast")]
     assert len(success(found).sections) == 2
-    assert Ours(study(pd.concat([long, short]))).patch_success("none", "2", "patch_lavan", 6).value == pytest.approx(
-        0.9
-    )
+    assert Ours(both).patch_success("none", "2", "patch_lavan", 6).value == pytest.approx(0.9)
 
 
 def test_clean_accuracy_is_by_width_with_the_spread_of_training_seeds():
