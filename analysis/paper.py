@@ -54,7 +54,8 @@ def make(study: Study, out: Path, command: str) -> list[str]:
         tables.write(table, out / "tables", note)
     _write_csv(comparisons.trainings(study), out / "tables" / "networks.csv", note)
     _write_csv(_cells(study), out / "tables" / "cells.csv", note)
-    _write_csv(patched.attacks, out / "tables" / "patch-cells.csv", note)
+    if len(patched.attacks):
+        _write_csv(patched.attacks, out / "tables" / "patch-cells.csv", note)
     drawings = [*figures.all_figures(study, ours), *patch_figures.all_figures(patched, study.pictures)]
     drawn = [Picture(*named) for named in figures.write(drawings, out / "figures", note)]
     theirs, mine = (claims.judgements(source) for source in (paper, ours))

@@ -105,7 +105,7 @@ def accuracies(runs: pd.DataFrame) -> PaperTable:
             if absent:
                 table.commands.append(_command("train", part, {"model": model, "data": data, "bits": ",".join(absent)}))
     frame = pd.DataFrame(columns)
-    table.sections["Accuracy"] = frame.reindex(_all_bits(frame.index)).fillna(MISSING)
+    table.sections["Accuracy"] = frame.reindex(_all_bits(frame.index)).fillna(MISSING).rename_axis(None)
     return table
 
 

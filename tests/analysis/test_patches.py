@@ -7,6 +7,7 @@ import pytest
 
 from analysis import patches, published
 from analysis.claims import FAILS, HOLDS, OPEN, PATCH_CLAIMS, judge
+from analysis.paper import make
 from analysis.patch_checks import RULES, checks
 from analysis.patch_figures import all_figures
 from analysis.patch_tables import ablation, alignment, all_tables, clean, cost, reality, success, transfer, unseen
@@ -434,6 +435,26 @@ def test_tables_of_other_rows_than_widths_say_so():
     made = transfer(read(study(transfer=runs, transfers=table)))
     assert "| made at   | FP " in markdown(made)
     assert csv(made).startswith("network,made at,FP,")
+
+
+def test_the_report_has_a_section_that_says_what_it_is(tmp_path):
+    make(everything(), tmp_path, "a command")
+    made = {path.name for path in tmp_path.rglob("*")}
+    assert {
+        "patch-cells.csv",
+        "patch-reality.md",
+        "patch-cost.tex",
+        "patch-transfer.html",
+        "patch-bits-resnet20.svg",
+    } <= made
+    assert not {"table3.md", "table6.md", "patch-ablation.md"} & made
+    report = (tmp_path / "report.md").read_text()
+    patched = report.split("## Patches and defences")[1]
+    assert "a re-implementation from its abstract" in patched
+    for heading in ("Clean accuracy", "Patches as in the training", "Is the defence real?", "Gradient alignment"):
+        assert f"### {heading}" in patched
+    assert "Patches break 70 % of the images and more even at 2 bits" in patched
+    assert "experiment=patch_strength model=resnet20" in patched
 
 
 def claimed(key, attack, **more):
