@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.errors import InputError
 from pipelines.settings import one_line, set_threads, work_folder
+from pipelines.status import stop_watching
 from pipelines.workers import take_gpu
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from pipelines.fingerprints import fingerprint
 from pipelines.plan import Cell, Outcome, Sweep, duration
 from pipelines.progress import heard_by, say
 from pipelines.settings import one_line, work_folder
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, complete_fingerprints
 
 SWEEP_FOLDER = "QNN_SWEEP_FOLDER"
 MAX_REPORTED = 10
@@ -106,12 +107,11 @@ class SweepCallback(Callback):
         overrides = _jobs(config)
         say(f"checking {len(overrides)} cells")
         configs = _compose_all(config, overrides)
-        _check_all(pipeline, configs)
+        complete = set() if config.force else complete_fingerprints(config.tracking.uri)
+        keys = _check_all(pipeline, configs, complete)
         tracker = open_tracker(configs[0])
-        complete = set() if config.force else tracker.complete_fingerprints()
         cells: dict[str, Cell] = {}
-        for cfg, group in zip(configs, _groups(configs), strict=True):
-            key = fingerprint(pipeline.identity(cfg))
+        for cfg, key, group in zip(configs, keys, _groups(configs), strict=True):
             cells.setdefault(key, Cell(key, pipeline.label(cfg), group, key in complete))
         planned = list(cells.values())
         known = sum(cell.complete for cell in planned)
@@ -201,9 +201,17 @@ def _compose_all(config: DictConfig, jobs: list[list[str]]) -> list[DictConfig]:
     return configs
 
 
-def _check_all(pipeline: Pipeline, configs: list[DictConfig]) -> None:
+def _check_all(pipeline: Pipeline, configs: list[DictConfig], complete: set[str]) -> list[str]:
+    """The fingerprints of the cells, all of which are checked but those that are complete."""
     problems: dict[str, None] = {}
+    keys = []
     for cfg in configs:
+        key = ""
+        with suppress(Exception):  # whatever makes it fail, the check says it better
+            key = fingerprint(pipeline.identity(cfg))
+        keys.append(key)
+        if key in complete:
+            continue
         try:
             pipeline.check(cfg)
         except InputError as error:
@@ -212,6 +220,7 @@ def _check_all(pipeline: Pipeline, configs: list[DictConfig]) -> None:
         listed = list(problems)
         more = f" … and {len(listed) - MAX_REPORTED} more" if len(listed) > MAX_REPORTED else ""
         raise InputError("; ".join(listed[:MAX_REPORTED]) + more)
+    return [key or fingerprint(pipeline.identity(cfg)) for key, cfg in zip(keys, configs, strict=True)]
 
 
 def _parent_run(tracker: Tracker, pipeline: Pipeline, config: DictConfig, cells: list[Cell]) -> str:

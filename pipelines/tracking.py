@@ -43,6 +43,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from analysis import store
 from analysis.store import absolute_uri
 from pipelines.environment import environment_tags
 from pipelines.errors import InputError
@@ -113,7 +114,7 @@ class Tracker:
         return found[0] if found else None
 
     def complete_fingerprints(self) -> set[str]:
-        return {run.data.tags["fingerprint"] for run in self._search("tags.complete = 'true'")}
+        return complete_fingerprints(self.uri)
 
     def find_sweep(self, fingerprint: str) -> str | None:
         """The parent run of a sweep in this study."""
@@ -240,6 +241,21 @@ class Tracker:
     def fail(self, run_id: str, reason: str) -> None:
         self.client.set_tag(run_id, "failure", reason[:4000])
         self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
+
+
+def complete_fingerprints(uri: str) -> set[str]:
+    """The fingerprints of all complete runs; none where there is no store yet, which is not made.
+
+    Raises:
+        InputError: the server does not answer, or the file is no tracking store.
+    """
+    uri = absolute_uri(uri)
+    if not uri.startswith(_SQLITE):
+        _check_reachable(uri)
+    try:
+        return store.complete_fingerprints(uri)
+    except sqlite3.Error as error:
+        raise InputError(f"the tracking store {uri} cannot be used ({error}): set tracking.uri") from error
 
 
 def download(uri: str, run_id: str, artifact_path: str) -> Path:

@@ -1,0 +1,94 @@
+"""A file is read by SQL, a server through MLflow: both must say the same of the same store."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from analysis import store
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    direct, other, gone = (client.create_experiment(name) for name in ("direct", "other", "gone"))
+
+    def add(study: str, fingerprint: str, params: dict, metrics: list[Metric], **tags: str) -> str:
+        started = int(fingerprint, 16)
+        run = client.create_run(study, start_time=started, tags={"kind": "attack", "fingerprint": fingerprint, **tags})
+        for name, value in params.items():
+            client.log_param(run.info.run_id, name, value)
+        client.log_batch(run.info.run_id, metrics=metrics)
+        return run.info.run_id
+
+    complete = {"complete": "true"}
+    add(direct, "a1", {"bits": "1", "attack": "cw"}, [Metric("l2", 1.5, 1, 0), Metric("l2", 0.5, 2, 1)], **complete)
+    add(direct, "a2", {"seed": "0", "bits": "FP"}, [Metric("l2", float("nan"), 1, 0)], hardware="abacus", **complete)
+    add(other, "a3", {"bits": "2"}, [Metric("linf", float("inf"), 1, 0)], **complete)
+    add(other, "a3", {"bits": "2"}, [], **complete)
+    add(direct, "b1", {"bits": "1"}, [Metric("l2", 2.5, 1, 0)])
+    add(direct, "b2", {"bits": "1"}, [], complete="false")
+    client.delete_run(add(direct, "b3", {"bits": "1"}, [], **complete))
+    add(gone, "b4", {"bits": "1"}, [], **complete)
+    client.delete_experiment(gone)
+    trained = client.create_run(direct, tags={"kind": "train", "fingerprint": "c1", **complete})
+    client.log_param(trained.info.run_id, "model", "mnist_a")
+    return uri
+
+
+@pytest.mark.parametrize("kind", ["attack", "train", "transfer"])
+@pytest.mark.parametrize("studies", [(), ("direct",), ("other", "direct")])
+def test_a_file_and_a_server_give_the_same_frame(uri, kind, studies, monkeypatch):
+    of_file = store.load_runs(kind, uri, studies)
+    monkeypatch.setattr(store, "_from_file", store._from_server)
+    pd.testing.assert_frame_equal(of_file, store.load_runs(kind, uri, studies))
+
+
+def test_only_complete_runs_count_newest_first(uri):
+    runs = store.load_runs("attack", uri)
+    assert list(runs["fingerprint"]) == ["a3", "a3", "a2", "a1"]
+    assert list(runs["study"]) == ["other", "other", "direct", "direct"]
+    assert runs["metrics.l2"].iloc[-1] == 0.5
+    assert runs.loc[runs["fingerprint"] == "a2", "metrics.l2"].isna().all()
+    assert store.complete_fingerprints(uri) == {"a1", "a2", "a3", "c1"}
+
+
+def test_complete_fingerprints_are_the_same_from_a_file_and_a_server(uri, monkeypatch):
+    of_file = store.complete_fingerprints(uri)
+    monkeypatch.setattr(store, "_SQLITE", "file:")
+    assert store.complete_fingerprints(uri) == of_file
+
+
+def test_pages_of_a_server_join_up(uri, monkeypatch):
+    whole = store.load_runs("attack", uri)
+    monkeypatch.setattr(store, "_from_file", store._from_server)
+    monkeypatch.setattr(store, "_PAGE", 1)
+    pd.testing.assert_frame_equal(store.load_runs("attack", uri), whole)
+
+
+def test_an_unknown_study_is_named_with_those_there_are(uri, monkeypatch):
+    for _ in range(2):
+        with pytest.raises(LookupError, match=r"no study named dirct in .*: there are .*direct, other"):
+            store.load_runs("attack", uri, ["dirct"])
+        monkeypatch.setattr(store, "_from_file", store._from_server)
+
+
+def test_a_store_that_is_not_there_yet_has_no_runs_and_is_not_made(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert store.load_runs("attack", uri).empty
+    assert store.complete_fingerprints(uri) == set()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_store_that_is_just_being_made_has_no_runs(tmp_path):
+    (tmp_path / "mlflow.db").touch()
+    assert store.complete_fingerprints(f"sqlite:///{tmp_path / 'mlflow.db'}") == set()
+
+
+def test_a_path_with_odd_characters_is_read(uri, tmp_path):
+    odd = tmp_path / "50% of #1?.db"
+    odd.write_bytes(Path(uri.removeprefix("sqlite:///")).read_bytes())
+    assert len(store.load_runs("attack", f"sqlite:///{odd}")) == 4
