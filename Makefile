@@ -3,7 +3,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint ui tables paper docs
+.PHONY: quickstart test test-full lint ui server tables paper docs
+
+# what the full tests run for real
+TOOLS := chromium munge postgresql slurm-client slurmctld slurmd
 
 quickstart: $(STAMP)  ## the main job on the bundled digits, and its tables
 	$(RUN) -m pipelines.attack experiment=quickstart hydra/launcher=joblib hydra.launcher.n_jobs=2
@@ -13,6 +16,12 @@ quickstart: $(STAMP)  ## the main job on the bundled digits, and its tables
 test: $(STAMP) lint  ## every check
 	$(RUN) -m pytest -n auto --dist loadgroup
 
+test-full: $(VENV)/.extra-server $(VENV)/.extra-slurm  ## the tests with a browser, PostgreSQL or Slurm, or of minutes
+	[ "$$(id -u)" != 0 ] || ! command -v apt-get || { apt-get update --quiet && \
+		DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends $(TOOLS); } || \
+		echo "some of $(TOOLS) could not be installed"
+	$(RUN) -m pytest -m full -n 2 --dist loadgroup -r s
+
 lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -20,6 +29,9 @@ lint: $(STAMP)
 
 ui: $(STAMP)  ## the MLflow UI on this machine
 	$(VENV)/bin/mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlartifacts --host 127.0.0.1 --port 5000
+
+server: $(VENV)/.extra-server  ## a tracking server on PostgreSQL, on this machine
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" deploy/server.sh
 
 tables: $(STAMP)
 	$(RUN) -m analysis.tables
@@ -36,3 +48,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --constraint constraints.txt --editable ".[dev,docs]"
 	touch $(STAMP)
+
+$(VENV)/.extra-%: $(STAMP)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	touch $@
