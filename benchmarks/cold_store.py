@@ -55,7 +55,7 @@ def one_round() -> dict[str, object]:
         for process in processes:
             process.join()
         uri = f"sqlite:///{Path(folder) / 'mlflow.db'}"
-        complete = Counter(load_runs("attack", uri)["fingerprint"])
+        complete = Counter(load_runs("attack", uri).get("fingerprint"))
         return {
             "succeeded": sum(process.exitcode == 0 for process in processes),
             "cells complete": len(complete),

@@ -94,9 +94,9 @@ class Tracker:
         for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         mlflow.set_tracking_uri(uri)
-        client = MlflowClient(uri)
         try:
             with FileLock(work / "store.lock"):
+                client = MlflowClient(uri)  # makes the database
                 experiment = client.get_experiment_by_name(study)
                 if experiment is None:
                     place = Path(artifacts).absolute().as_uri() if uri.startswith(_SQLITE) else None
