@@ -1,6 +1,6 @@
-"""Reading a large tracking store: ``python -m benchmarks.store --out benchmarks/store.md``.
+"""Reading a large store: ``python -m benchmarks.store --uri sqlite:////tmp/large.db --out benchmarks/store.md``.
 
-Fills stores with complete attack runs and times whole processes on them: ``python -m analysis.tables`` on a study of
+Fills a store with complete attack runs and times whole processes on them: ``python -m analysis.tables`` on a study of
 10,000 runs, and a sweep of 1,000 cells that are all complete. The runs have the parameters, tags and fingerprints
 that real sweeps give them, and made-up metrics; they are written as rows, in the schema MLflow has made.
 """
@@ -11,12 +11,14 @@ import argparse
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,12 @@ from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric, Sq
 from omegaconf import DictConfig
 from sqlalchemy import create_engine, insert
 
+from analysis.store import complete_fingerprints
 from pipelines import attack, settings, train
+from pipelines.environment import environment_tags
 from pipelines.fingerprints import fingerprint
 from pipelines.sweep import _compose_all, _jobs
-from pipelines.tracking import environment_tags, git_tags
+from pipelines.tracking import git_tags
 
 SWEEP = ["model=mnist_a,mnist_b", "bits=FP,1,2,4,8", "attack=fgsm,jsma,uap,cw,boundary"]
 ATTACK_SEEDS, TRAINING_SEEDS = 20, 10
@@ -119,52 +123,53 @@ def _runs(cells: list[DictConfig], experiment: str) -> Iterator[dict[Any, list[d
         }
 
 
-def seconds(folder: Path, uri: str, *command: str) -> tuple[float, str]:
-    """Wall time of ``python -m command``, and what it printed last."""
-    started = time.perf_counter()
-    done = subprocess.run(
+def seconds(folder: Path, uri: str, *command: str) -> tuple[float, float]:
+    """Wall time and processor time of ``python -m command``."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(
         [sys.executable, "-m", *command],
         cwd=folder,
         env={**os.environ, "MLFLOW_TRACKING_URI": uri},
         capture_output=True,
-        text=True,
         check=True,
     )
-    return time.perf_counter() - started, (done.stdout + done.stderr).splitlines()[-1]
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measure(uri: str, database: str, repeats: int) -> Iterator[dict[str, Any]]:
-    experiment = MlflowClient(uri).create_experiment(STUDY)
-    cells = configs(sweep_overrides(TRAINING_SEEDS))
-    first = [cfg for cfg in cells if cfg.training.seed == 0]
-    fill(database, experiment, first)
+def measure(uri: str, repeats: int) -> Iterator[dict[str, Any]]:
+    stored = len(complete_fingerprints(uri))
+    commands = {
+        "a sweep of 1,000 cells, all complete": ("pipelines.attack", "-m", *sweep_overrides(1)),
+        "tables": ("analysis.tables", "--quiet"),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        commands = {
-            "a sweep, all complete": ("pipelines.attack", "-m", *sweep_overrides(1)),
-            "tables": ("analysis.tables", "--quiet"),
-        }
-        for stored in (len(first), len(cells)):
-            if stored > len(first):
-                fill(database, experiment, [cfg for cfg in cells if cfg.training.seed > 0])
-            for name, command in commands.items():
-                taken = [seconds(Path(folder), uri, *command)[0] for _ in range(repeats)]
-                yield {"runs in the store": stored, "command": name, "seconds": ", ".join(f"{s:.1f}" for s in taken)}
+        for name, command in commands.items():
+            taken = [seconds(Path(folder), uri, *command) for _ in range(repeats)]
+            walls, processor = (", ".join(f"{s:.1f}" for s in times) for times in zip(*taken, strict=True))
+            yield {"runs in the store": stored, "command": name, "seconds": walls, "of the processor": processor}
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--uri", help="an empty tracking server; without it, a new SQLite file")
+    options.add_argument("--uri", required=True, help="a new SQLite file or an empty server, or one filled before")
     options.add_argument("--database", help="the server's database, where the runs are written to")
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--out", type=Path)
     chosen = options.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        uri = chosen.uri or f"sqlite:///{folder}/mlflow.db"
-        table = pd.DataFrame(measure(uri, chosen.database or uri, chosen.repeats))
-    text = table.to_markdown(index=False, disable_numparse=True)
-    print(text)
+    if not complete_fingerprints(chosen.uri):
+        experiment = MlflowClient(chosen.uri).create_experiment(STUDY)
+        fill(chosen.database or chosen.uri, experiment, configs(sweep_overrides(TRAINING_SEEDS)))
+    table = pd.DataFrame(measure(chosen.uri, chosen.repeats)).to_markdown(index=False, disable_numparse=True)
+    print(table)
     if chosen.out:
-        chosen.out.write_text(text + "\n")
+        chosen.out.write_text(f"# Reading a large store\n\n{about()}\n\n{table}\n")
+
+
+def about() -> str:
+    load = os.getloadavg()[0]
+    tags = environment_tags()
+    return f"{date.today()}, {tags['hardware']}, {tags['versions']}; load average at the end {load:.1f}."
 
 
 if __name__ == "__main__":
