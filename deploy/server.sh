@@ -24,6 +24,8 @@ main() {
     mkdir -p "$STATE/artifacts"
     [ -n "${DATABASE:-}" ] || start_postgres
     cd "$STATE" # where MLflow keeps the users of basic-auth
+    # its background jobs, ten processes, evaluate language models
+    export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false}
     # by the environment, because a command line can be read by all users of the machine
     MLFLOW_BACKEND_STORE_URI=${DATABASE/#postgresql:/postgresql+psycopg2:} "$mlflow" server --artifacts-destination "$STATE/artifacts" \
         --host "${HOST:-127.0.0.1}" --port "${PORT:-5000}" "$@" &

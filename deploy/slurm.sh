@@ -96,7 +96,7 @@ node_names() {
 }
 
 alive() {
-    [ -s "$folder/$1.pid" ] && kill -0 "$(cat "$folder/$1.pid")" 2>/dev/null
+    [ -s "$folder/$1.pid" ] && kill -0 "$(cat "$folder/$1.pid" 2>/dev/null)" 2>/dev/null
 }
 
 end() {

@@ -52,12 +52,12 @@ def serving(state: Path, *options: str, **variables: str) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
     try:
-        wait_until(lambda: _answers(port) or server.poll() is not None, 180)
+        wait_until(lambda: _answers(port) or server.poll() is not None, 600)
         assert server.poll() is None, log.read_text()
         yield f"http://127.0.0.1:{port}"
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait(timeout=60)
+        server.wait(timeout=300)
 
 
 def clean_environment(**more: str) -> dict[str, str]:

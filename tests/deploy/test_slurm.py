@@ -45,7 +45,7 @@ def test_a_sweep_survives_the_loss_of_a_node(cluster, enterable, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait_until(lambda: len(complete(client)) >= CELLS // 2 or sweep.poll() is not None, 900)
+        wait_until(lambda: len(complete(client)) >= CELLS // 2 or sweep.poll() is not None, 1200)
         assert sweep.poll() is None, sweep.communicate()[1]
         lost = on_cluster("squeue", "--noheader", "--array", "--states=running", "--nodelist=n1", "--format=%i").split()
         on_cluster(str(DEPLOY / "slurm.sh"), "kill", "n1")
@@ -54,7 +54,7 @@ def test_a_sweep_survives_the_loss_of_a_node(cluster, enterable, tmp_path):
         for task in lost:
             wait_until(lambda task=task: "JobState=PENDING" in on_cluster("scontrol", "show", "job", task), 120)
             on_cluster("scontrol", "update", f"jobid={task}", "starttime=now")
-        errors = sweep.communicate(timeout=900)[1]
+        errors = sweep.communicate(timeout=1200)[1]
 
         assert sweep.returncode == 0, errors
         assert f"{CELLS} cells done" in errors
