@@ -55,7 +55,8 @@ def one_round() -> dict[str, object]:
         for process in processes:
             process.join()
         uri = f"sqlite:///{Path(folder) / 'mlflow.db'}"
-        complete = Counter(load_runs("attack", uri).get("fingerprint"))
+        runs = load_runs("attack", uri)
+        complete = Counter(runs["fingerprint"]) if len(runs) else Counter()
         return {
             "succeeded": sum(process.exitcode == 0 for process in processes),
             "cells complete": len(complete),
