@@ -47,26 +47,20 @@ def test_a_sweep_survives_the_loss_of_a_node(cluster, enterable, tmp_path):
         )
         wait_until(lambda: len(complete(client)) >= CELLS // 2 or sweep.poll() is not None, 1200)
         assert sweep.poll() is None, sweep.communicate()[1]
-        lost = on_cluster("squeue", "--noheader", "--array", "--states=running", "--nodelist=n1", "--format=%i").split()
         on_cluster(str(DEPLOY / "slurm.sh"), "kill", "n1")
         assert len(complete(client)) < CELLS
-        # Slurm lets requeued tasks wait for two minutes; there is nothing to be gained from that here
-        for task in lost:
-            wait_until(lambda task=task: "JobState=PENDING" in on_cluster("scontrol", "show", "job", task), 120)
-            on_cluster("scontrol", "update", f"jobid={task}", "starttime=now")
+        # what the node did is queued again once it counts as lost, and begins two minutes later
         errors = sweep.communicate(timeout=1200)[1]
 
         assert sweep.returncode == 0, errors
         assert f"{CELLS} cells done" in errors
-        assert lost
         counts = Counter(complete(client))
         assert len(counts) == CELLS
         assert set(counts.values()) == {1}
         assert len([run for run in runs_of(client, "train") if run.data.tags.get("complete")]) == 4
         (parent,) = runs_of(client, "sweep")
         assert parent.info.status == "FINISHED"
-        restarted = [log for log in tmp_path.rglob("*_0_log.out") if _starts(log) > 1]
-        assert len(restarted) == len(lost)
+        assert any(_starts(log) > 1 for log in tmp_path.rglob("*_0_log.out"))
 
 
 def complete(client: MlflowClient) -> list[str]:
