@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from attacks.alignment import input_gradients
 from pipelines import networks, settings, train
+from pipelines.cells import leaf
 from pipelines.errors import InputError
 from pipelines.progress import note
+from pipelines.results import Result
 from pipelines.tracking import Tracker
 from qnn.freezing import freeze
 from qnn.similarity import gradient_similarity
@@ -62,7 +64,7 @@ def label(cfg: DictConfig) -> str:
     return f"gradient alignment of {train.compared_name(cfg)}, seed {cfg.seed}"
 
 
-def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> str:
+def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> Result:
     """Compare the widths of one network and track it: one row per pair of widths and null."""
     data, device = settings.load_data(cfg), settings.device(cfg)
     found = {width: networks.obtain(one, data, tracker, parent) for width, one in networks.compared(cfg).items()}
@@ -75,19 +77,19 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         **{name: cfg[name] for name in ("seed", "n", "cell")},
     }
     about = f"{label(cfg)}: {cfg.n} images of {data.name}; null rows: gradients of different images, and white noise."
-    with tracker.leaf(
-        label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=about
-    ) as run_id:
-        tracker.log_inputs(run_id, data, context=KIND)
+    with leaf(
+        cfg, tracker, label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=about
+    ) as result:
+        result.log_data(data, context=KIND)
         note(f"comparing {len(nets)} widths", of=label(cfg))
         started = time.perf_counter()
         x, y = data.test.pixels(chosen).to(device), data.test.labels[chosen].to(device)
         table = alignment_table(nets, x, y, seed=cfg.seed, cell=cfg.cell)
-        tracker.log_table(run_id, table, TABLE)
+        result.log_table(table, TABLE)
         measured = table[table["kind"] == "measured"]
         means = {f"mean_{name}": float(measured[name].mean()) for name in MEASURES}
-        tracker.log_metrics(run_id, {**means, "seconds": time.perf_counter() - started})
-    return run_id
+        result.log_metrics({**means, "seconds": time.perf_counter() - started})
+    return result
 
 
 def alignment_table(

@@ -6,7 +6,6 @@ The network is trained first if the tracking store has none like it.
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,9 +29,11 @@ from attacks import (
 )
 from attacks.parameters import accepted_parameters
 from pipelines import networks, settings, train
+from pipelines.cells import leaf
 from pipelines.errors import InputError
 from pipelines.pictures import save_grid, save_patches, triptych
 from pipelines.progress import note
+from pipelines.results import Result
 from pipelines.tracking import Tracker
 from qnn.data import ImageData
 from qnn.freezing import freeze
@@ -135,7 +136,7 @@ def label(cfg: DictConfig) -> str:
     return f"{cfg.attack.name} on {victim}, seed {cfg.seed}"
 
 
-def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> str:
+def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> Result:
     """Attack one network and track it: figures, per-image table, pictures, adversarial examples."""
     data = settings.load_data(cfg)
     source = networks.obtain(cfg, data, tracker, parent)
@@ -153,59 +154,59 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         f"{cfg.attack.name} ({cfg.attack.variant}) against {train.network_name(cfg)}"
         f" on {len(selection)} images of {data.name}."
     )
-    with tracker.leaf(
-        label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=about
-    ) as run_id:
-        tracker.log_inputs(run_id, data, context="attack", model_id=source.model_id)
-        if source.run_id:
-            tracker.set_tags(run_id, {"source_run_id": source.run_id})
+    with leaf(
+        cfg,
+        tracker,
+        label(cfg),
+        kind=KIND,
+        fingerprint=fingerprint,
+        params=params,
+        parent=parent,
+        note=about,
+        source=source.source,
+    ) as result:
+        result.log_data(data, context="attack")
         note(f"attacking {len(selection)} images", of=label(cfg))
         started = time.perf_counter()
-        result = _attack(cfg, _attacked_network(cfg, source, net, device), x, y, targets, data)
+        outcome = _attack(cfg, _attacked_network(cfg, source, net, device), x, y, targets, data)
         seconds = time.perf_counter() - started
         record = per_image_record(
-            selection.indices.to(device), y, x, result.x_adv, clean_logits, predict(net, result.x_adv), targets
+            selection.indices.to(device), y, x, outcome.x_adv, clean_logits, predict(net, outcome.x_adv), targets
         )
-        figures = {
-            **summarise(record),
-            **result.extra,
-            "clean_accuracy": _clean_accuracy(cfg, source),
-            "width_in_bits": Precision.parse(cfg.bits).weights or 32,
-            "forwards_per_image": result.forwards / len(selection),
-            "backwards_per_image": result.backwards / len(selection),
-            "seconds": seconds,
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            shown = slice(cfg.tracking.image_rows)
-            OmegaConf.save(cfg, Path(folder) / "config.yaml", resolve=True)
-            save_grid(Path(folder) / GRID, x[shown], result.x_adv[shown], record[shown], data.class_names)
-            source_facts = {k: str(v) for k, v in {**params, "data_digest": data.digest, "run_id": run_id}.items()}
-            save_examples(
-                Path(folder) / EXAMPLES,
-                AdversarialExamples(
-                    result.x_adv,
-                    selection.indices,
-                    selection.labels,
-                    source_facts,
-                    result.perturbation,
-                    result.patch,
-                    result.corners,
-                ),
-            )
-            if result.patch is not None:
-                save_patches(
-                    Path(folder) / PATCHES, result.patch[shown] if result.patch.ndim == 4 else result.patch[None]
-                )
-            if result.snapshots:
-                _save_snapshots(Path(folder) / SNAPSHOTS, x[shown], result.snapshots)
-            tracker.log_folder(run_id, Path(folder))
-        tracker.log_table(run_id, record, TABLE)
-        for step, (clean, adversarial) in enumerate(zip(x[shown], result.x_adv[shown], strict=True)):
-            tracker.log_image(run_id, triptych(clean, adversarial), key="clean_adversarial_difference", step=step)
-        if result.snapshots:
-            tracker.log_table(run_id, _progress(net, x, y, result.snapshots), PROGRESS)
-        tracker.log_metrics(run_id, figures)
-    return run_id
+        result.log_metrics(
+            {
+                **summarise(record),
+                **outcome.extra,
+                "clean_accuracy": _clean_accuracy(cfg, source),
+                "width_in_bits": Precision.parse(cfg.bits).weights or 32,
+                "forwards_per_image": outcome.forwards / len(selection),
+                "backwards_per_image": outcome.backwards / len(selection),
+                "seconds": seconds,
+            }
+        )
+        result.log_table(record, TABLE)
+        folder, shown = result.artifacts, slice(cfg.tracking.image_rows)
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        save_grid(folder / GRID, x[shown], outcome.x_adv[shown], record[shown], data.class_names)
+        facts = {key: str(v) for key, v in {**params, "data_digest": data.digest, "fingerprint": fingerprint}.items()}
+        made = AdversarialExamples(
+            outcome.x_adv,
+            selection.indices,
+            selection.labels,
+            facts,
+            outcome.perturbation,
+            outcome.patch,
+            outcome.corners,
+        )
+        save_examples(folder / EXAMPLES, made)
+        if outcome.patch is not None:
+            save_patches(folder / PATCHES, outcome.patch[shown] if outcome.patch.ndim == 4 else outcome.patch[None])
+        if outcome.snapshots:
+            _save_snapshots(folder / SNAPSHOTS, x[shown], outcome.snapshots)
+            result.log_table(_progress(net, x, y, outcome.snapshots), PROGRESS)
+        for step, (clean, adversarial) in enumerate(zip(x[shown], outcome.x_adv[shown], strict=True)):
+            result.log_image(triptych(clean, adversarial), key="clean_adversarial_difference", step=step)
+    return result
 
 
 def _victim(cfg: DictConfig, source: networks.Network, device: torch.device) -> torch.nn.Module:

@@ -41,25 +41,16 @@ def launch(name: str) -> int:
             return 1
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        print(f"interrupted{_so_far()}: what is complete is kept; run the same command to go on", file=sys.stderr)
+        from pipelines.sweep import interrupted
+
+        interrupted()
         return 130
     return 0
 
 
-def _so_far() -> str:
-    from pipelines.plan import Sweep
-    from pipelines.sweep import SWEEP_FOLDER
-
-    if SWEEP_FOLDER not in os.environ:
-        return ""
-    sweep = Sweep(Path(os.environ[SWEEP_FOLDER]))
-    finished = sum(outcome.status != "failed" for outcome in sweep.outcomes().values())
-    return f" with {finished} of {len(sweep.cells)} cells complete"
-
-
 def task(cfg: DictConfig) -> None:
     """One Hydra job."""
-    from pipelines.cells import open_tracker, process
+    from pipelines.cells import open_tracker, process_when_free
     from pipelines.progress import live, say
     from pipelines.sweep import SWEEP_FOLDER, headline, run_job
 
@@ -76,9 +67,11 @@ def task(cfg: DictConfig) -> None:
         pipeline.check(cfg)
         tracker = open_tracker(cfg)
         with live(pipeline.label(cfg), enabled=cfg.trainer.progress):
-            done = process(pipeline, cfg, tracker)
+            done = process_when_free(pipeline, cfg, tracker)
         state = "already complete (force=true redoes it)" if done.was_complete else f"{done.seconds:.1f} s"
-        say(f"{pipeline.label(cfg)}: {headline(done.run.data.metrics)}; {state}; run {done.run.info.run_id}")
+        say(f"{pipeline.label(cfg)}: {headline(done.metrics)}; {state}; run {done.run_id or 'to be delivered'}")
+        if done.undelivered:
+            raise InputError(f"its result is kept on disk ({done.undelivered}): python -m pipelines.sync delivers it")
     except InputError as error:
         raise SystemExit(f"error: {error}") from None
 

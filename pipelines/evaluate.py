@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from attacks import AdversarialExamples, load_examples, per_image_record, summarise
 from pipelines import networks, settings, train
 from pipelines.attack import EXAMPLES, TABLE
-from pipelines.cells import open_tracker
+from pipelines.cells import leaf, open_tracker
 from pipelines.errors import InputError
 from pipelines.progress import say
+from pipelines.results import Result
 from pipelines.tracking import Tracker
 from qnn.data import Split
 from qnn.freezing import freeze
@@ -62,7 +63,7 @@ def label(cfg: DictConfig) -> str:
     return f"{train.network_name(cfg)} on {what}"
 
 
-def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> str:
+def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> Result:
     """Evaluate one network and track it."""
     data = settings.load_data(cfg)
     target = networks.obtain(cfg, data, tracker, parent)
@@ -72,21 +73,29 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     if cfg.examples is not None:
         stored = _examples(cfg)
         params |= {
-            f"source.{name}": stored.metadata.get(name) for name in ("model", "bits", "attack", "seed", "run_id")
+            f"source.{name}": stored.metadata.get(name) for name in ("model", "bits", "attack", "seed", "fingerprint")
         }
-    with tracker.leaf(
-        label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=f"{label(cfg)}."
-    ) as run_id:
-        tracker.log_inputs(run_id, data, context="test", model_id=target.model_id)
+    with leaf(
+        cfg,
+        tracker,
+        label(cfg),
+        kind=KIND,
+        fingerprint=fingerprint,
+        params=params,
+        parent=parent,
+        note=f"{label(cfg)}.",
+        source=target.source,
+    ) as result:
+        result.log_data(data, context="test")
         clean = evaluate(net, data.test, device=device)
         figures = {"test_accuracy": clean["accuracy"], "test_loss": clean["loss"]}
         if cfg.examples is not None:
             record = joint_record(net, stored, data.test, device=device)
             figures |= {"examples": len(stored.labels), **summarise(record)}
-            tracker.log_table(run_id, record, TABLE)
-        tracker.log_metrics(run_id, figures)
+            result.log_table(record, TABLE)
+        result.log_metrics(figures)
     say(", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-    return run_id
+    return result
 
 
 def joint_record(

@@ -32,13 +32,13 @@ class Network:
     """A trained network, where it comes from, and what its description says.
 
     Attributes:
+        source: the fingerprint and the run id of its training, as far as they are known (see `Facts.source`).
         switchable: the network at all widths it was trained for; None where that is one.
     """
 
     net: nn.Module
     description: dict[str, Any]
-    run_id: str | None
-    model_id: str | None
+    source: tuple[str, str]
     switchable: nn.Module | None
 
 
@@ -46,15 +46,21 @@ def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | Non
     """The network of a config: the stored one it names, or the one its settings describe, trained if need be."""
     if is_stored(cfg):
         folder, run_id = locate(cfg, data, tracker)
+        source = ("", run_id or "")
     else:
         # `force` redoes the cell that was asked for, not the network it needs
-        run_id = process(train, _without_force(cfg), tracker, parent).run.info.run_id
-        folder = tracker.download(run_id, train.ARTIFACT)
-    net, described = _load(cfg, data, folder)
+        trained = process(train, _without_force(cfg), tracker, parent)
+        folder, source = trained.artifact(train.ARTIFACT, tracker), trained.source
+    try:
+        net, described = _load(cfg, data, folder)
+    except InputError:
+        if folder.is_dir():
+            raise
+        return obtain(cfg, data, tracker, parent)  # it was delivered meanwhile
     switchable = net if widths_of(net) else None
     if switchable is not None:
         net, described = _at_configured_width(cfg, data, switchable, described)
-    return Network(net, described, run_id, tracker.model_id(run_id) if run_id else None, switchable)
+    return Network(net, described, source, switchable)
 
 
 def compared(cfg: DictConfig) -> dict[str, DictConfig]:

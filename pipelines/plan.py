@@ -12,7 +12,7 @@ import socket
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ _PLAN = "plan.json"
 
 @dataclass(frozen=True)
 class Cell:
-    """A planned cell; `group` is what cells of similar duration share."""
+    """A planned cell; `group` is what cells of similar duration share, `overrides` what its job is launched with."""
 
     key: str
     label: str
     group: str
     complete: bool
+    overrides: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Outcome:
     """How a cell ended: ``done``, ``complete`` (was so before) or ``failed``; for now: ``deferred``, ``undelivered``.
 
     `own_seconds` leaves out what the cell spent on training its network or waiting for it; `figures` are the
-    one or two worth a glance; `trace` is the traceback of what nobody expected.
+    one or two worth a glance; `trace` is the traceback of what nobody expected; `waits_for` is the cell, this one
+    or its network, that another launch works on.
     """
 
     status: str
@@ -45,6 +47,7 @@ class Outcome:
     figures: str = ""
     trace: str = ""
     ended: float = 0.0
+    waits_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Sweep:
         self.folder = folder
         plan = json.loads((folder / _PLAN).read_text())
         self.title: str = plan["title"]
-        self.parent: str | None = plan["parent"]
+        self.parent: str = plan["parent"]
+        self.store: dict[str, str] = plan["store"]
         self.launcher = Running(plan["pid"], plan["host"], plan["started"])
         self.on_terminal: bool = plan["on_terminal"]
         self.cells = [Cell(**cell) for cell in plan["cells"]]
@@ -77,12 +81,23 @@ class Sweep:
         self._read: dict[str, tuple[int, Outcome]] = {}
 
     @classmethod
-    def write(cls, folder: Path, parent: str | None, cells: list[Cell], *, title: str, on_terminal: bool) -> Sweep:
+    def write(
+        cls,
+        folder: Path,
+        parent: str,
+        cells: list[Cell],
+        *,
+        title: str,
+        on_terminal: bool,
+        store: dict[str, str] | None = None,
+    ) -> Sweep:
+        """Write a plan; `store` is the address (uri) and the study where its cells are tracked."""
         folder.mkdir(parents=True)
         launcher = Running(os.getpid(), socket.gethostname(), time.time())
         plan = {
             "title": title,
             "parent": parent,
+            "store": store or {},
             "pid": launcher.pid,
             "host": launcher.host,
             "started": launcher.started,

@@ -18,11 +18,12 @@ from torch import Tensor
 from attacks import select_correct
 from attacks.sensitivity import compare_maps, sensitivity_map
 from pipelines import attack, networks, settings, train
-from pipelines.cells import process
+from pipelines.cells import Done, leaf, process
 from pipelines.errors import InputError
 from pipelines.evaluate import read_examples
 from pipelines.fingerprints import fingerprint as fingerprint_of
 from pipelines.progress import note
+from pipelines.results import Result
 from pipelines.tracking import Tracker
 from qnn.data import ImageData
 from qnn.freezing import freeze
@@ -60,36 +61,36 @@ def label(cfg: DictConfig) -> str:
     return f"sensitivity of {train.compared_name(cfg)} to {cfg.attack.name}, seed {cfg.seed}"
 
 
-def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> str:
+def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> Result:
     """Map one patch per width and track it: one row per width, patch or noise, and place."""
     data = settings.load_data(cfg)
     configs = _attacks(cfg)
-    attacked = {width: process(attack, one, tracker, parent).run for width, one in configs.items()}
+    attacked = {width: process(attack, one, tracker, parent) for width, one in configs.items()}
     params = {
-        **next(iter(attacked.values())).data.params,
+        **next(iter(attacked.values())).params,
         "bits": " ".join(configs),
         **{name: cfg[name] for name in ("images", "stride")},
     }
     about = f"{label(cfg)}: success rate at each place, every {cfg.stride} pixels; noise of the same size as control."
-    with tracker.leaf(
-        label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=about
-    ) as run_id:
-        tracker.log_inputs(run_id, data, context=KIND)
+    with leaf(
+        cfg, tracker, label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=about
+    ) as result:
+        result.log_data(data, context=KIND)
         started = time.perf_counter()
         maps: dict[tuple[str, str], Tensor] = {}
         counts: dict[str, int] = {}
         for width, one in configs.items():
             note(f"mapping {width} bits", of=label(cfg))
-            patch = _patch(tracker, attacked[width].info.run_id)
+            patch = _patch(tracker, attacked[width])
             noise = torch.rand(patch.shape, generator=torch.Generator().manual_seed(cfg.seed))
             net, x, y = _network_and_images(one, cfg.images, data, tracker, parent)
             counts[width] = len(x)
             for kind, laid in (("patch", patch), ("noise", noise)):
                 maps[width, kind] = sensitivity_map(net, x, y, laid.to(x.device), stride=cfg.stride)
-        tracker.log_table(run_id, _table(maps, counts, cfg.stride), TABLE)
-        tracker.log_table(run_id, _agreement(maps), AGREEMENT)
-        tracker.log_metrics(run_id, {**_means(maps), "seconds": time.perf_counter() - started})
-    return run_id
+        result.log_table(_table(maps, counts, cfg.stride), TABLE)
+        result.log_table(_agreement(maps), AGREEMENT)
+        result.log_metrics({**_means(maps), "seconds": time.perf_counter() - started})
+    return result
 
 
 def _attacks(cfg: DictConfig) -> dict[str, DictConfig]:
@@ -99,10 +100,10 @@ def _attacks(cfg: DictConfig) -> dict[str, DictConfig]:
     return {width: OmegaConf.merge(plain, {"bits": width}) for width in networks.compared(cfg)}  # type: ignore[misc]
 
 
-def _patch(tracker: Tracker, run_id: str) -> Tensor:
-    patch = read_examples(tracker.download(run_id, attack.EXAMPLES)).patch
+def _patch(tracker: Tracker, attacked: Done) -> Tensor:
+    patch = read_examples(attacked.artifact(attack.EXAMPLES, tracker)).patch
     if patch is None or patch.ndim != 3:
-        raise InputError(f"run {run_id} holds no universal patch: redo it with pipelines.attack force=true")
+        raise InputError(f"run {attacked.run_id} holds no universal patch: redo it with pipelines.attack force=true")
     return patch
 
 

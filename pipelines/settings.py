@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -38,6 +39,7 @@ ATTACK_META = {"name", "variant", "function", "target", "paper", "budget", "clas
 PROVIDED = {"targets", "seed", "variant", "craft_on", "start"}
 # how the paths of patch attacks begin
 _PATCHES = "attacks.patch_"
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM}
 
 
 def load_data(cfg: DictConfig) -> ImageData:
@@ -216,6 +218,11 @@ def work_folder(cfg: DictConfig) -> Path:
     except OSError as error:
         raise InputError(f"work={cfg.work} cannot be written to ({error.strerror}): choose another folder") from error
     return folder
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """Whether an exception is about a disk that is full or must not be written to."""
+    return getattr(error, "errno", None) in _DISK or "No space left on device" in str(error)
 
 
 def set_threads(cfg: DictConfig) -> None:

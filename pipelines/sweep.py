@@ -2,7 +2,8 @@
 
 The launching process writes a plan to ``WORK/sweeps/ID`` and names that folder in the environment; each job,
 in this process or another, writes beside it what its cell is at (`pipelines.plan`), and the launching process
-tells of it (`pipelines.status`).
+tells of it (`pipelines.status`). Cells that other launches work on are put off until the end, and then done
+if they still need to be.
 """
 
 from __future__ import annotations
@@ -12,36 +13,45 @@ import functools
 import hashlib
 import importlib
 import os
+import signal
 import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
+from hydra.types import HydraContext
 from mlflow.entities import RunStatus
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines import status
-from pipelines.cells import Pipeline, open_tracker, process
+from pipelines.cells import POLL_S, Pipeline, open_tracker, process
+from pipelines.claims import SWEEP_FOLDER, BusyError, Claim, holder, is_held
 from pipelines.errors import InputError
 from pipelines.findings import attach
 from pipelines.fingerprints import fingerprint
 from pipelines.plan import Cell, Outcome, Sweep, duration
 from pipelines.progress import heard_by, say
+from pipelines.results import Facts
 from pipelines.settings import one_line, work_folder
-from pipelines.tracking import Tracker, complete_fingerprints
+from pipelines.sync import deliver_all
+from pipelines.tracking import STORE_ERRORS, Tracker, complete_fingerprints
 
-SWEEP_FOLDER = "QNN_SWEEP_FOLDER"
 MAX_REPORTED = 10
+_parent: Claim | None = None  # of the sweep that this process launches
 _AXES_OF_ATTACKS = ("seed", "attack", "backend", "n=", "targets", "apply", "count")
 
 
@@ -57,16 +67,23 @@ def run_job(pipeline: Pipeline, cfg: DictConfig, folder: Path) -> None:
     started = time.perf_counter()
     try:
         with heard_by(lambda text: sweep.begin(key, text, of=begun)):
-            done = process(pipeline, cfg, open_tracker(cfg), sweep.parent)
-        metrics = done.run.data.metrics
-        status = "complete" if done.was_complete else "done"
-        own_seconds = metrics.get("seconds", done.seconds)
-        outcome = Outcome(status, done.seconds, own_seconds, figures=headline(metrics))
+            done = process(pipeline, cfg, open_tracker(cfg, may_be_away=True), sweep.parent)
+        how = "undelivered" if done.undelivered else "complete" if done.was_complete else "done"
+        figures = headline(done.metrics) + ("; kept on disk" if done.undelivered else "")
+        own_seconds = done.metrics.get("seconds", done.seconds)
+        outcome = Outcome(how, done.seconds, own_seconds, reason=done.undelivered, figures=figures)
+    except BusyError as busy:
+        seconds = time.perf_counter() - started
+        outcome = Outcome("deferred", seconds, reason=str(busy), waits_for=busy.fingerprint, figures=f"put off, {busy}")
     except Exception as error:
         trace = "" if isinstance(error, InputError) else traceback.format_exc()
         reason = one_line(error) or type(error).__name__
         outcome = Outcome("failed", time.perf_counter() - started, reason=reason, trace=trace)
-    sweep.record(key, outcome)
+    try:
+        sweep.record(key, outcome)
+    except OSError as error:
+        ended = outcome.reason or outcome.figures
+        say(f"{pipeline.label(cfg)}: {outcome.status}: {ended}; this could not be noted: {one_line(error)}")
 
 
 @functools.cache
@@ -79,7 +96,7 @@ def _redirect_output(folder: Path) -> None:
     os.close(log)
 
 
-def headline(metrics: dict[str, float]) -> str:
+def headline(metrics: Mapping[str, float]) -> str:
     """The one or two figures of a cell worth a glance."""
     if "mean_adversarial_accuracy" in metrics:
         return f"mean adversarial accuracy {metrics['mean_adversarial_accuracy']:.3f}"
@@ -98,6 +115,8 @@ class SweepCallback(Callback):
             self._plan(config, importlib.import_module(f"pipelines.{config_name}"))
         except (InputError, HydraException, OmegaConfBaseException) as error:
             raise SystemExit(f"error: {one_line(error)}") from None
+        except OSError as error:
+            raise SystemExit(f"error: {one_line(error)}: make room there or choose another folder") from None
         except Exception:
             traceback.print_exc()
             raise SystemExit(1) from None
@@ -107,49 +126,190 @@ class SweepCallback(Callback):
         overrides = _jobs(config)
         say(f"checking {len(overrides)} cells")
         configs = _compose_all(config, overrides)
+        work = work_folder(config)
+        _deliver_kept(work)
         complete = set() if config.force else complete_fingerprints(config.tracking.uri)
         keys = _check_all(pipeline, configs, complete)
         tracker = open_tracker(configs[0])
+        tracker.bury()
         cells: dict[str, Cell] = {}
-        for cfg, key, group in zip(configs, keys, _groups(configs), strict=True):
-            cells.setdefault(key, Cell(key, pipeline.label(cfg), group, key in complete))
+        for cfg, key, group, job in zip(configs, keys, _groups(configs), overrides, strict=True):
+            cells.setdefault(key, Cell(key, pipeline.label(cfg), group, key in complete, job))
         planned = list(cells.values())
         known = sum(cell.complete for cell in planned)
         say(f"{len(planned)} cells, {known} of them complete; study {config.study} in {tracker.uri}")
         if known == len(planned):
             say("nothing to do (force=true would redo them)")
             raise SystemExit(0)
-        parent = _parent_run(tracker, pipeline, config, planned)
-        folder = work_folder(config) / "sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        global _parent
+        _parent = _parent_run(tracker, pipeline, config, planned)
+        folder = work / "sweeps" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         title = f"{_title(pipeline, config, len(planned))}; study {config.study}"
-        sweep = Sweep.write(folder, parent, planned, title=title, on_terminal=sys.stderr.isatty())
+        store = {"uri": tracker.uri, "study": tracker.study}
+        sweep = Sweep.write(folder, _parent.run_id, planned, title=title, on_terminal=sys.stderr.isatty(), store=store)
         os.environ[SWEEP_FOLDER] = str(folder)
         status.watch(sweep)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            self._finish(config)
+        except Exception:
+            traceback.print_exc()
+            raise SystemExit(1) from None
+
+    def _finish(self, config: DictConfig) -> None:
+        sweep = Sweep(Path(os.environ[SWEEP_FOLDER]))
+        _do_deferred(config, sweep)
+        _deliver_kept(work_folder(config), of=sweep)
         status.stop_watching()
-        sweep = Sweep(Path(os.environ.pop(SWEEP_FOLDER)))
-        outcomes = sweep.outcomes()
-        counts = Counter(outcome.status for outcome in outcomes.values())
-        missing = len(sweep.cells) - len(outcomes)
-        failed = [
-            (cell, outcomes[cell.key]) for cell in sweep.cells if outcomes.get(cell.key, Outcome("")).status == "failed"
-        ]
-        say(
-            f"{counts['done']} cells done, {counts['complete']} were complete, {len(failed)} failed"
-            + (f", {missing} not run" if missing else "")
-            + f"; {duration(time.time() - sweep.launcher.started)}"
-        )
-        for cell, outcome in failed:
-            say(f"  failed: {cell.label}: {outcome.reason}")
-        if failed or missing:
-            say("run the same command again to do what is missing")
-        for log in sweep.folder.glob("worker-*.log"):
-            if log.stat().st_size:
-                say(f"messages of a worker: {log}")
-        _close_parent(config, sweep, counts, failed=bool(failed or missing))
-        if failed or missing:
+        counts = sum_up(sweep)
+        unfinished = len(sweep.cells) - counts["done"] - counts["complete"]
+        _end(sweep, RunStatus.FAILED if unfinished else RunStatus.FINISHED)
+        if unfinished:
             raise SystemExit(1)
+
+
+def _deliver_kept(work: Path, of: Sweep | None = None) -> None:
+    """Deliver what is kept in the working folder; the cells of a sweep that were undelivered then are done."""
+    delivered, left = deliver_all(work)
+    for facts in delivered:
+        outcome = of.outcomes().get(facts.fingerprint) if of is not None else None
+        if of is not None and outcome is not None and outcome.status == "undelivered":
+            of.record(facts.fingerprint, replace(outcome, status="done", reason=""))
+    if delivered:
+        settle(work, delivered)
+        say(f"{len(delivered)} results that were kept on disk delivered")
+    if left and of is None:
+        say(f"{len(left)} results stay in {work / 'results'}: {next(iter(left.values()))}")
+
+
+def _do_deferred(config: DictConfig, sweep: Sweep) -> None:
+    """Do what was put off once nobody else works on it; what others complete needs nothing more."""
+    said = ""
+    work = work_folder(config)
+    while True:
+        outcomes = sweep.outcomes()
+        deferred = [cell for cell in sweep.cells if cell.key in outcomes and outcomes[cell.key].status == "deferred"]
+        complete, claimed = _complete_and_claimed(config)
+        for cell in deferred:
+            if cell.key in complete:
+                sweep.record(cell.key, Outcome("complete"))
+        waiting = [cell for cell in deferred if cell.key not in complete]
+        if not waiting:
+            return
+        needs = {cell.key: {cell.key, outcomes[cell.key].waits_for} for cell in waiting}
+        free = [c for c in waiting if not any(key in claimed or is_held(work, key) for key in needs[c.key])]
+        if free:
+            _launch_again(config, [cell.overrides for cell in free])
+        else:
+            reasons = Counter(outcomes[cell.key].reason for cell in waiting)
+            text = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            if text != said:
+                said = text
+                say(f"waiting for {len(waiting)} cells: {text}")
+        time.sleep(POLL_S)
+
+
+def _complete_and_claimed(config: DictConfig) -> tuple[set[str], set[str]]:
+    """The fingerprints that are complete, and those that somebody works on; none while the store is away."""
+    tracker = open_tracker(config, may_be_away=True)
+    if tracker.away is not None:
+        return set(), set()
+    try:
+        return set() if config.force else tracker.complete_fingerprints(), tracker.claimed_fingerprints()
+    except (InputError, *STORE_ERRORS):
+        return set(), set()
+
+
+def _launch_again(config: DictConfig, jobs: list[list[str]]) -> None:
+    from pipelines.cli import task
+
+    context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
+    launcher.launch(jobs, initial_job_idx=0)
+
+
+def sum_up(sweep: Sweep) -> Counter[str]:
+    """Say how the cells of a sweep ended, and how to go on; returns how many ended in which way."""
+    outcomes = sweep.outcomes()
+    counts = Counter(outcome.status for outcome in outcomes.values())
+    others = counts["complete"] - sum(cell.complete for cell in sweep.cells)
+    missing = len(sweep.cells) - len(outcomes) + counts["deferred"]
+    say(
+        f"{counts['done']} cells done, {counts['complete'] - others} were complete, {counts['failed']} failed"
+        + (f", {others} completed by others" if others else "")
+        + (f", {counts['undelivered']} done but kept on disk" if counts["undelivered"] else "")
+        + (f", {missing} not run" if missing else "")
+        + f"; {duration(time.time() - sweep.launcher.started)}"
+    )
+    for cell in sweep.cells:
+        if cell.key in outcomes and outcomes[cell.key].status == "failed":
+            say(f"  failed: {cell.label}: {outcomes[cell.key].reason}")
+    if counts["undelivered"]:
+        reason = next(outcome.reason for outcome in outcomes.values() if outcome.status == "undelivered")
+        say(f"the store does not have all results ({reason}): python -m pipelines.sync delivers them")
+    if counts["failed"] or missing:
+        say("run the same command again to do what is missing")
+    for log in sweep.folder.glob("worker-*.log"):
+        if log.stat().st_size:
+            say(f"messages of a worker: {log}")
+    return counts
+
+
+def interrupted() -> None:
+    """Sum up what Ctrl-C has ended; nothing of it is lost."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if SWEEP_FOLDER in os.environ:
+        say("interrupted")
+        sweep = Sweep(Path(os.environ[SWEEP_FOLDER]))
+        sum_up(sweep)
+        _end(sweep, RunStatus.KILLED)
+    else:
+        say("interrupted: run the same command to go on")
+    signal.signal(signal.SIGINT, handler)
+
+
+def _end(sweep: Sweep, how: int) -> None:
+    """Let the parent run say how the sweep ended, and the runs of processes that were stopped that they were."""
+    global _parent
+    os.environ.pop(SWEEP_FOLDER, None)
+    if _parent is not None:
+        _parent.release()
+        _parent = None
+    tracker = Tracker(sweep.store["uri"], sweep.store["study"])
+    try:
+        tracker.connect()
+        _close(tracker, sweep, how)
+        if how != RunStatus.KILLED:
+            attach(tracker, sweep, sweep.parent)
+        tracker.bury()
+    except Exception as error:  # its results are safe
+        say(f"the sweep's parent run could not be closed: {one_line(error)}")
+
+
+def _close(tracker: Tracker, sweep: Sweep, how: int) -> None:
+    counts = Counter(outcome.status for outcome in sweep.outcomes().values())
+    complete = counts["done"] + counts["complete"]
+    tracker.log_metrics(sweep.parent, {"cells_complete": complete, "cells_failed": counts["failed"]})
+    ended = "interrupted" if how == RunStatus.KILLED else "not all cells are complete"
+    tracker.end(sweep.parent, how, "" if how == RunStatus.FINISHED else ended)
+
+
+def settle(work: Path, delivered: list[Facts]) -> None:
+    """Close the parent runs of sweeps whose last results were delivered after their end."""
+    parents = {facts.parent for facts in delivered}
+    for plan in (work / "sweeps").glob("*/plan.json"):
+        sweep = Sweep(plan.parent)
+        if sweep.parent not in parents:
+            continue
+        tracker = Tracker(sweep.store["uri"], sweep.store["study"])
+        complete = tracker.complete_fingerprints() & {cell.key for cell in sweep.cells}
+        parent = tracker.client.get_run(sweep.parent)
+        if len(complete) == len(sweep.cells) and holder(parent) is None:
+            tracker.reopen(parent)
+            tracker.log_metrics(sweep.parent, {"cells_complete": len(complete), "cells_failed": 0})
+            tracker.end(sweep.parent, RunStatus.FINISHED)
+            attach(tracker, sweep, sweep.parent)
 
 
 def _order_axes(config: DictConfig) -> None:
@@ -223,19 +383,26 @@ def _check_all(pipeline: Pipeline, configs: list[DictConfig], complete: set[str]
     return [key or fingerprint(pipeline.identity(cfg)) for key, cfg in zip(keys, configs, strict=True)]
 
 
-def _parent_run(tracker: Tracker, pipeline: Pipeline, config: DictConfig, cells: list[Cell]) -> str:
+def _parent_run(tracker: Tracker, pipeline: Pipeline, config: DictConfig, cells: list[Cell]) -> Claim:
     """The run that holds this sweep together: the same cells always meet in the same one."""
     key = hashlib.sha256("".join(sorted(cell.key for cell in cells)).encode()).hexdigest()[:16]
-    known = tracker.find_sweep(key)
-    if known is not None:
-        tracker.client.update_run(known, status=RunStatus.to_string(RunStatus.RUNNING))
-        return known
     axes = _axes(config)
     command = " ".join(["python -m", f"pipelines.{pipeline.KIND}", "-m", *config.hydra.overrides.task])
     name = _title(pipeline, config, len(cells))
     listed = "\n".join(f"- **{axis}**: {value}" for axis, value in axes.items())
     note = f"A sweep of {len(cells)} cells.\n\n{listed}\n\n    {command}\n"
-    return tracker.start(name[:250], kind="sweep", fingerprint=key, params=axes, parent=None, note=note)
+    known = tracker.find_sweep(key)
+    if known is None:
+        facts = tracker.facts(name[:250], kind="sweep", fingerprint=key, params=axes, parent=None, note=note)
+        try:
+            return tracker.claim(facts)
+        except BusyError:  # another launch has just begun it
+            known = tracker.find_sweep(key)
+            assert known is not None
+    tracker.reopen(known)
+    claim = Claim(tracker.client, known.info.run_id)
+    claim.hold()
+    return claim
 
 
 def _axes(config: DictConfig) -> dict[str, str]:
@@ -245,18 +412,3 @@ def _axes(config: DictConfig) -> dict[str, str]:
 def _title(pipeline: Pipeline, config: DictConfig, count: int) -> str:
     swept = " × ".join(value for value in _axes(config).values() if "," in value)
     return f"{pipeline.KIND} sweep, {count} cells: {swept}"
-
-
-def _close_parent(config: DictConfig, sweep: Sweep, counts: Counter[str], *, failed: bool) -> None:
-    parent = sweep.parent
-    if parent is None:
-        return
-    try:
-        tracker = open_tracker(config)
-        complete = counts["done"] + counts["complete"]
-        tracker.log_metrics(parent, {"cells_complete": complete, "cells_failed": counts["failed"]})
-        status = RunStatus.FAILED if failed else RunStatus.FINISHED
-        tracker.client.set_terminated(parent, RunStatus.to_string(status))
-        attach(tracker, sweep, parent)
-    except Exception as error:
-        print(f"the sweep's parent run could not be closed: {one_line(error)}", file=sys.stderr)

@@ -1,7 +1,8 @@
 """Everything that touches MLflow.
 
 A run's `complete` tag is written last: a run without it never counts. Runs are written with explicit
-ids through one client, so nothing depends on MLflow's process-wide active run.
+ids through one client, so nothing depends on MLflow's process-wide active run. A store that is away is
+found out within seconds, not after MLflow's seven retries.
 """
 
 from __future__ import annotations
@@ -10,21 +11,26 @@ import functools
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import mlflow
 import numpy as np
-import pandas as pd
 import requests
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -41,17 +47,22 @@ from mlflow.entities import (
     ViewType,
 )
 from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
 from sqlalchemy.exc import SQLAlchemyError
 
 from analysis import store
 from analysis.store import absolute_uri
+from pipelines import claims
+from pipelines.claims import BusyError, Claim
 from pipelines.environment import environment_tags
 from pipelines.errors import InputError
+from pipelines.results import Facts, Result, now_ms
 from pipelines.settings import one_line
-from qnn.data import ImageData
 
 SERVER_TIMEOUT_S = 5
 LAUNCHED_BY = "QNN_LAUNCHED_BY"
+STORE_ERRORS = (MlflowException, SQLAlchemyError, requests.RequestException)
 _SQLITE = "sqlite:///"
 _OF_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # which of its two faces the UI shows
 
@@ -69,14 +80,28 @@ def detach_from_mlproject() -> None:
 
 
 class Tracker:
-    """A tracking store and one of its experiments (a study)."""
+    """A tracking store and one of its experiments (a study).
 
-    def __init__(self, client: MlflowClient, uri: str, experiment_id: str, tags: Mapping[str, str]) -> None:
-        self.client, self.uri, self.experiment_id, self.tags = client, uri, experiment_id, tags
+    Attributes:
+        away: why the store could not be reached when it was last tried, None where it could.
+    """
+
+    def __init__(
+        self, uri: str, study: str, tags: Mapping[str, str] | None = None, artifacts: str = "mlartifacts"
+    ) -> None:
+        self.uri, self.study, self.tags, self._artifacts = absolute_uri(uri), study, tags or {}, artifacts
+        self.away: str | None = None
 
     @classmethod
     def open(
-        cls, uri: str, *, study: str, artifacts: str, work: Path, tags: Mapping[str, str] | None = None
+        cls,
+        uri: str,
+        *,
+        study: str,
+        artifacts: str,
+        work: Path,
+        tags: Mapping[str, str] | None = None,
+        may_be_away: bool = False,
     ) -> Tracker:
         """Connect, creating the database and the experiment if need be; safe for parallel starts.
 
@@ -85,42 +110,82 @@ class Tracker:
             artifacts: where a new experiment of a file store keeps its artifacts.
             work: folder of the lock that parallel starts take.
             tags: what every run started through this tracker carries.
+            may_be_away: go on without a store that cannot be reached.
 
         Raises:
             InputError: the server does not answer, or the file cannot be written.
         """
-        uri = absolute_uri(uri)
-        _check_reachable(uri)
-        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        mlflow.set_tracking_uri(uri)
+        tracker = cls(uri, study, tags, artifacts)
         try:
             with FileLock(work / "store.lock"):
-                client = MlflowClient(uri)  # makes the database
-                experiment = client.get_experiment_by_name(study)
-                if experiment is None:
-                    place = Path(artifacts).absolute().as_uri() if uri.startswith(_SQLITE) else None
-                    experiment_id = client.create_experiment(study, artifact_location=place, tags=_OF_TRAINING)
-                    return cls(client, uri, experiment_id, tags or {})
-        except (MlflowException, SQLAlchemyError, OSError) as error:
-            raise InputError(f"the tracking store {uri} cannot be used: {one_line(error)[:300]}") from error
-        if experiment.lifecycle_stage == "deleted":
-            raise InputError(f"study={study} was deleted in the tracking store: restore it or choose another name")
-        return cls(client, uri, experiment.experiment_id, tags or {})
+                tracker.connect()
+        except InputError:
+            if not may_be_away:
+                raise
+        return tracker
+
+    def connect(self) -> None:
+        """Find the study, or begin it.
+
+        Raises:
+            InputError: the store cannot be used, or the study was deleted.
+        """
+        try:
+            self._connect()
+        except InputError as error:
+            self.away = str(error)
+            raise
+        self.away = None
+
+    def _connect(self) -> None:
+        _check_reachable(self.uri)
+        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        mlflow.set_tracking_uri(self.uri)
+        try:
+            experiment = self.client.get_experiment_by_name(self.study)
+            if experiment is None:
+                place = Path(self._artifacts).absolute().as_uri() if self.uri.startswith(_SQLITE) else None
+                self.client.create_experiment(self.study, artifact_location=place, tags=_OF_TRAINING)
+            elif experiment.lifecycle_stage == "deleted":
+                raise InputError(f"study={self.study} was deleted in the tracking store: restore it or choose another")
+        except (*STORE_ERRORS, OSError) as error:
+            raise InputError(f"the tracking store {self.uri} cannot be used: {one_line(error)[:300]}") from error
+
+    @functools.cached_property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.uri)
+
+    @functools.cached_property
+    def experiment_id(self) -> str:
+        experiment = self.client.get_experiment_by_name(self.study)
+        assert experiment is not None
+        return str(experiment.experiment_id)
 
     def find_complete(self, fingerprint: str) -> Run | None:
         """The newest complete run of a fingerprint, in any study."""
         found = self._search(f"tags.fingerprint = '{fingerprint}' and tags.complete = 'true'", limit=1)
         return found[0] if found else None
 
+    def find_result(self, facts: Facts) -> str | None:
+        """The complete run that a result would double: any of its cell, or for a forced one its own."""
+        own = f" and tags.result = '{facts.id}'" if facts.forced else ""
+        found = self._search(f"tags.fingerprint = '{facts.fingerprint}' and tags.complete = 'true'{own}", limit=1)
+        return str(found[0].info.run_id) if found else None
+
     def complete_fingerprints(self) -> set[str]:
         return complete_fingerprints(self.uri)
 
-    def find_sweep(self, fingerprint: str) -> str | None:
+    def claimed_fingerprints(self) -> set[str]:
+        """The cells that somebody works on now."""
+        running = self._search("attributes.status = 'RUNNING'")
+        return {run.data.tags["fingerprint"] for run in running if claims.holder(run) is not None}
+
+    def find_sweep(self, fingerprint: str) -> Run | None:
         """The parent run of a sweep in this study."""
         condition = f"tags.fingerprint = '{fingerprint}' and tags.kind = 'sweep'"
         found = self.client.search_runs([self.experiment_id], condition, max_results=1)
-        return found[0].info.run_id if found else None
+        return found[0] if found else None
 
     def _search(self, condition: str, limit: int | None = None) -> list[Run]:
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
@@ -135,112 +200,192 @@ class Tracker:
             if not token or limit:
                 return found
 
-    @contextmanager
-    def leaf(
-        self,
-        name: str,
-        *,
-        kind: str,
-        fingerprint: str,
-        params: Mapping[str, Any],
-        parent: str | None,
-        note: str,
-        resume: bool = False,
-    ) -> Iterator[str]:
-        """A run, by its id: complete once the block has ended, failed with the reason if it raises.
-
-        What killed or failed processes left of the cell is deleted first, or with `resume` taken over,
-        so that the curves of a resumed training are whole. Only for the holder of the cell's lock.
-        """
-        left = [
-            run
-            for run in self._search(f"tags.fingerprint = '{fingerprint}'")
-            if run.data.tags.get("complete") != "true"
-        ]
-        if resume and left:
-            run_id = left[0].info.run_id
-            self.client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
-        else:
-            for run in left:
-                self.client.delete_run(run.info.run_id)
-            run_id = self.start(name, kind=kind, fingerprint=fingerprint, params=params, parent=parent, note=note)
-        try:
-            yield run_id
-        except BaseException as error:
-            with suppress(Exception):
-                self.fail(run_id, one_line(error) or type(error).__name__)
-            raise
-        self.complete(run_id)
-
-    def start(
+    def facts(
         self, name: str, *, kind: str, fingerprint: str, params: Mapping[str, Any], parent: str | None, note: str
-    ) -> str:
-        """Create a run and return its id."""
-        tags = {
+    ) -> Facts:
+        """What there is to say of a cell before it is run."""
+        return Facts(
+            id=uuid.uuid4().hex,
+            uri=self.uri,
+            study=self.study,
+            name=name,
+            fingerprint=fingerprint,
+            parent=parent,
+            forced=False,
+            tags=self._tags(kind, note),
+            params={key: str(value) for key, value in params.items()},
+            started=now_ms(),
+        )
+
+    def _tags(self, kind: str, note: str) -> dict[str, str]:
+        return {
             "kind": kind,
-            "fingerprint": fingerprint,
             "mlflow.note.content": note,
             "mlflow.source.name": f"pipelines.{kind}",
-            **({"mlflow.parentRunId": parent} if parent else {}),
             **({"launched_by": os.environ[LAUNCHED_BY]} if LAUNCHED_BY in os.environ else {}),
             **git_tags(),
             **environment_tags(),
             **self.tags,
         }
-        run = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
-        listed = [Param(key, str(value)) for key, value in params.items()]
+
+    def claim(self, facts: Facts, *, void: Collection[str | None] = ()) -> Claim:
+        """Begin the run of a cell, for this process alone; what dead processes left of the cell is deleted.
+
+        Args:
+            void: runs whose claims do not hold, whatever they say.
+
+        Raises:
+            BusyError: another process has claimed the cell, or has completed it since it was looked for.
+        """
+        self._others(facts, void)
+        run_id = self.start(facts)
+        claim = Claim(self.client, run_id)
+        try:
+            self._others(facts, void, mine=run_id)
+            claim.hold()
+            others = self._others(facts, void, mine=run_id, before=run_id)
+            while any(held and claims.is_undecided(held) for _, held in others):
+                time.sleep(0.1)
+                others = self._others(facts, void, mine=run_id, before=run_id)
+            for run, held in others:
+                if held is None:
+                    self.discard(run.info.run_id)
+        except BaseException:
+            claim.release()
+            with suppress(Exception):
+                self.client.delete_run(run_id)
+            raise
+        return claim
+
+    def _others(
+        self, facts: Facts, void: Collection[str | None], mine: str | None = None, before: str = "~"
+    ) -> list[tuple[Run, dict[str, Any] | None]]:
+        """The other unfinished runs of a cell with the claims that hold on them.
+
+        Raises:
+            BusyError: the cell is complete, or claimed firmly on a run whose id comes before `before`.
+        """
+        found = []
+        for run in self._search(f"tags.fingerprint = '{facts.fingerprint}'"):
+            run_id = run.info.run_id
+            if run.data.tags.get("complete") == "true":
+                if not facts.forced:
+                    raise BusyError(facts.fingerprint, "nobody any more: it has been completed meanwhile")
+            elif run_id != mine:
+                held = None if run_id in void else claims.holder(run)
+                if held and held["firm"] and run_id < before:
+                    raise BusyError(facts.fingerprint, claims.who(held))
+                found.append((run, held))
+        return found
+
+    def start(self, facts: Facts) -> str:
+        """Create a run and return its id."""
+        tags = {
+            "fingerprint": facts.fingerprint,
+            claims.CLAIM: claims.claim_tag(firm=False),
+            **facts.tags,
+            **({"mlflow.parentRunId": facts.parent} if facts.parent else {}),
+        }
+        run = self.client.create_run(self.experiment_id, start_time=facts.started, tags=tags, run_name=facts.name)
+        listed = [Param(key, value) for key, value in facts.params.items()]
         for i in range(0, len(listed), 100):
             self.client.log_batch(run.info.run_id, params=listed[i : i + 100])
         return str(run.info.run_id)
 
+    def log_points(self, run_id: str, points: Sequence[tuple[str, float, int, int]]) -> None:
+        """Log metrics as key, value, time (ms since 1970), step; one that is there already is not doubled."""
+        for i in range(0, len(points), 1000):
+            self.client.log_batch(run_id, metrics=[Metric(*point) for point in points[i : i + 1000]])
+
     def log_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        now = int(time.time() * 1000)
-        self.client.log_batch(run_id, metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()])
+        self.log_points(run_id, [(key, float(value), now_ms(), 0) for key, value in metrics.items()])
 
-    def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
-        self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        self.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
-    def log_inputs(self, run_id: str, data: ImageData, *, context: str, model_id: str | None = None) -> None:
-        """Note the data set, with its digest, and the network the run works on."""
-        sizes = {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)}
-        schema = {"image": list(data.shape), "dtype": "uint8", "classes": list(data.class_names)}
-        dataset = Dataset(
-            data.name, data.digest, "local", json.dumps({"name": data.name}), json.dumps(schema), json.dumps(sizes)
-        )
-        self.client.log_inputs(
-            run_id,
-            datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])],
-            models=[LoggedModelInput(model_id)] if model_id else None,
-        )
+    def log_folder(self, run_id: str, folder: Path) -> None:
+        self.client.log_artifacts(run_id, str(folder))
 
-    def model_id(self, run_id: str) -> str | None:
-        """The MLflow model a training run logged."""
-        outputs = self.client.get_run(run_id).outputs
-        return outputs.model_outputs[0].model_id if outputs and outputs.model_outputs else None
-
-    def log_folder(self, run_id: str, folder: Path, artifact_path: str | None = None) -> None:
-        self.client.log_artifacts(run_id, str(folder), artifact_path)
-
-    def log_table(self, run_id: str, table: pd.DataFrame, name: str) -> None:
-        self.client.log_table(run_id, table, name)
-
-    def log_image(self, run_id: str, image: np.ndarray, *, key: str, step: int) -> None:
-        """An image (height, width, channels), uint8, for the UI's image view."""
-        self.client.log_image(run_id, image, key=key, step=step, synchronous=True)
-
-    def download(self, run_id: str, artifact_path: str) -> Path:
-        return download(self.uri, run_id, artifact_path)
-
-    def complete(self, run_id: str) -> None:
-        """Mark a run as finished and, last of all, complete."""
-        if "failure" in self.client.get_run(run_id).data.tags:
-            self.client.delete_tag(run_id, "failure")
-        self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
+    def log_result(self, run_id: str, result: Result) -> None:
+        """Write all of a result to a run begun for it, and mark it as finished and, last of all, complete."""
+        facts = result.facts
+        source, model_id = self._source(facts)
+        tags = {**facts.tags, "result": facts.id, **({"source_run_id": source} if source else {})}
+        self.set_tags(run_id, tags)
+        if facts.dataset is not None:
+            self.client.log_inputs(
+                run_id,
+                datasets=[_dataset_input(facts.dataset)],
+                models=[LoggedModelInput(model_id)] if model_id else None,
+            )
+        self.log_points(run_id, facts.metrics)
+        self.log_folder(run_id, result.artifacts)
+        for image, key, step in result.pictures():
+            self.client.log_image(run_id, image, key=key, step=step, synchronous=True)
+        if facts.model is not None:
+            _log_model(run_id, result.artifacts / facts.model["folder"], facts.model)
+        self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED), end_time=facts.ended)
         self.client.set_tag(run_id, "complete", "true")
 
-    def fail(self, run_id: str, reason: str) -> None:
-        self.client.set_tag(run_id, "failure", reason[:4000])
-        self.client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
+    def _source(self, facts: Facts) -> tuple[str | None, str | None]:
+        """The run that the cell took its network or examples from, and the MLflow model it logged."""
+        fingerprint, run_id = facts.source
+        if fingerprint and not run_id:
+            found = self.find_complete(fingerprint)
+            run_id = found.info.run_id if found else ""
+        if not run_id:
+            return None, None
+        outputs = self.client.get_run(run_id).outputs
+        return run_id, outputs.model_outputs[0].model_id if outputs and outputs.model_outputs else None
+
+    def is_active(self, run_id: str) -> bool:
+        return bool(self.client.get_run(run_id).info.lifecycle_stage == "active")
+
+    def discard(self, run_id: str) -> None:
+        """Delete an unfinished run, and the MLflow models it logged."""
+        run = self.client.get_run(run_id)
+        models = self.client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+        for model in models:
+            self.client.delete_logged_model(model.model_id)
+        if run.info.lifecycle_stage == "active":
+            self.client.delete_run(run_id)
+
+    def fail(self, run_id: str, error: BaseException) -> None:
+        """Let a run say why it ended before it was done."""
+        if isinstance(error, KeyboardInterrupt):
+            self.end(run_id, RunStatus.KILLED, "interrupted")
+        else:
+            self.end(run_id, RunStatus.FAILED, one_line(error) or type(error).__name__)
+
+    def end(self, run_id: str, status: int, failure: str = "") -> None:
+        """End a run, with the reason if it was not finished."""
+        if failure:
+            self.client.set_tag(run_id, "failure", failure[:4000])
+        self.client.set_terminated(run_id, RunStatus.to_string(status))
+
+    def reopen(self, run: Run) -> None:
+        """Let an ended run go on."""
+        if "failure" in run.data.tags:
+            self.client.delete_tag(run.info.run_id, "failure")
+        self.client.update_run(run.info.run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+
+    def bury(self) -> None:
+        """Let the runs of processes that are gone no longer look as if they were running."""
+        for run in self._search("attributes.status = 'RUNNING'"):
+            if claims.read(run) is not None and claims.holder(run) is None:
+                self.end(run.info.run_id, RunStatus.KILLED, "its process ended before it did")
+
+    def download(self, run_id: str, artifact_path: str, keep_in: Path | None = None) -> Path:
+        """An artifact on this machine; one that comes from a server is put into `keep_in`."""
+        found = download(self.uri, run_id, artifact_path)
+        if keep_in is None or not self.uri.startswith(("http://", "https://")):
+            return found
+        final = keep_in / artifact_path
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=keep_in) as scratch, suppress(OSError):  # another job was first
+            shutil.move(found, Path(scratch) / final.name)
+            (Path(scratch) / final.name).rename(final)
+        return final
 
 
 def complete_fingerprints(uri: str) -> set[str]:
@@ -268,6 +413,28 @@ def download(uri: str, run_id: str, artifact_path: str) -> Path:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact_path, tracking_uri=uri))
     except (MlflowException, OSError) as error:
         raise InputError(f"run {run_id} has no artifact {artifact_path}: {one_line(error)[:200]}") from error
+
+
+def _dataset_input(described: Mapping[str, str]) -> DatasetInput:
+    name = described["name"]
+    dataset = Dataset(
+        name, described["digest"], "local", json.dumps({"name": name}), described["schema"], described["profile"]
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", described["context"])])
+
+
+def _log_model(run_id: str, stored: Path, form: Mapping[str, Any]) -> None:
+    images = TensorSpec(np.dtype("float32"), (-1, *form["image"]))
+    logits = TensorSpec(np.dtype("float32"), (-1, form["classes"]))
+    with mlflow.start_run(run_id=run_id):
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={"network": str(stored)},
+            signature=ModelSignature(Schema([images]), Schema([logits])),
+            pip_requirements=["torch", "safetensors", "numpy"],
+            metadata={"network": form["network"]},
+        )
 
 
 def _check_reachable(uri: str) -> None:

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 import time
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import mlflow
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import MLFlowLogger
 
 from pipelines import released, settings
-from pipelines.cells import process
+from pipelines.cells import leaf, process
+from pipelines.curves import Curves
 from pipelines.errors import InputError
 from pipelines.fingerprints import UNDEFENDED, network_identity, plain, quantizer_identity
-from pipelines.progress import note
+from pipelines.progress import note, say
+from pipelines.results import Result
 from pipelines.tracking import Tracker, flatten
 from qnn.checkpoint import is_own, load_weights, read_description, save_network
 from qnn.data import ImageData
 from qnn.precision import Precision
 from qnn.switchable import at_every_width, at_width, widths_of
-from qnn.training import TrainingDivergedError, evaluate, train
+from qnn.training import TrainingDivergedError, evaluate, set_aside_damaged, train
 
 KIND = "train"
 ARTIFACT = "network"
@@ -72,29 +67,34 @@ def label(cfg: DictConfig) -> str:
     return f"train {trained_name(cfg)}"
 
 
-def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> str:
+def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> Result:
     """Train one network and track it: curves, accuracies, stored network, loadable MLflow model.
 
     The MLflow model is left out where the model or the quantiser is not this package's: loading a stored network
     must not run code that its description names.
     """
     data = settings.load_data(cfg)
+    start = _trained_start(start_config(cfg), tracker, parent) if cfg.defence.start is not None else None
     scratch = settings.work_folder(cfg) / "training" / fingerprint
-    note_text = f"Training of {trained_name(cfg)} on {data.name} with the recipe `{cfg.training.name}`."
-    with tracker.leaf(
+    about = f"Training of {trained_name(cfg)} on {data.name} with the recipe `{cfg.training.name}`."
+    with leaf(
+        cfg,
+        tracker,
         label(cfg),
         kind=KIND,
         fingerprint=fingerprint,
         params={**parameters(cfg, data), "bits": trained_bits(cfg)},
         parent=parent,
-        note=note_text,
-        resume=(scratch / "last.ckpt").is_file(),
-    ) as run_id:
-        tracker.log_inputs(run_id, data, context="training")
+        note=about,
+    ) as result:
+        result.log_data(data, context="training")
         pl.seed_everything(cfg.training.seed, verbose=False)
         net = settings.build_network(cfg, data)
-        if cfg.defence.start is not None:
-            _start_from(net, start_config(cfg), tracker, parent)
+        if start is not None:
+            _start_from(net, start)
+        if damaged := set_aside_damaged(scratch):
+            say(f"{trained_name(cfg)}: {damaged} is damaged: it was set aside, the training begins anew")
+        curves = Curves(scratch, tracker, result.facts.run_id)
         started = time.perf_counter()
         try:
             net = train(
@@ -104,7 +104,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
                 seed=cfg.training.seed,
                 folder=scratch,
                 objective=settings.objective(cfg),
-                logger=MLFlowLogger(experiment_name=cfg.study, tracking_uri=tracker.uri, run_id=run_id),
+                logger=curves,
                 callbacks=[_Epochs(trained_name(cfg))],
                 accelerator=cfg.trainer.accelerator,
                 channels_last=cfg.training.get("channels_last", False),
@@ -115,24 +115,26 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             raise
         seconds = time.perf_counter() - started
         figures, by_width = _evaluated(net, data)
-        tracker.log_metrics(
-            run_id,
+        result.log_points(curves.points())
+        result.log_metrics(
             {
                 **figures,
                 **{f"test_accuracy.{width}": accuracy for width, accuracy in by_width.items()},
                 "parameters": sum(p.numel() for p in net.parameters()),
                 "seconds": seconds,
-            },
+            }
         )
-        with tempfile.TemporaryDirectory() as folder:
-            stored = Path(folder)
-            described = {**_description(cfg, data, fingerprint), "test_accuracy": figures["test_accuracy"]}
-            save_network(stored, net, {**described, "test_accuracies": by_width} if by_width else described)
-            tracker.log_folder(run_id, stored, ARTIFACT)
-            if is_own(read_description(stored)):
-                _log_model(run_id, stored, data, label(cfg))
-    shutil.rmtree(scratch, ignore_errors=True)
-    return run_id
+        described = {**_description(cfg, data, fingerprint), "test_accuracy": figures["test_accuracy"]}
+        stored = {**described, "test_accuracies": by_width} if by_width else described
+        save_network(result.artifacts / ARTIFACT, net, stored)
+        if is_own(stored):
+            result.facts.model = {
+                "folder": ARTIFACT,
+                "image": list(data.shape),
+                "classes": len(data.class_names),
+                "network": label(cfg),
+            }
+    return result
 
 
 def _evaluated(net: torch.nn.Module, data: ImageData) -> tuple[dict[str, float], dict[str, float]]:
@@ -159,15 +161,18 @@ def start_config(cfg: DictConfig) -> DictConfig:
     return start  # type: ignore[return-value]
 
 
-def _start_from(net: torch.nn.Module, start: DictConfig, tracker: Tracker, parent: str | None) -> None:
-    """Load the weights of another trained network; ranges that it does not have are left to be observed."""
+def _trained_start(start: DictConfig, tracker: Tracker, parent: str | None) -> torch.nn.Module:
     data = settings.load_data(start)
     if start.weights == "released":
         folder = released.choose(start, data)
     else:
-        folder = tracker.download(process(sys.modules[__name__], start, tracker, parent).run.info.run_id, ARTIFACT)
-    loaded = load_weights(settings.build_network(start, data), folder)
-    differing = net.load_state_dict(at_every_width(net, loaded.state_dict()), strict=False)
+        folder = process(sys.modules[__name__], start, tracker, parent).artifact(ARTIFACT, tracker)
+    return load_weights(settings.build_network(start, data), folder)
+
+
+def _start_from(net: torch.nn.Module, start: torch.nn.Module) -> None:
+    """Take the weights of another trained network; ranges that it does not have are left to be observed."""
+    differing = net.load_state_dict(at_every_width(net, start.state_dict()), strict=False)
     odd = [*differing.unexpected_keys, *(name for name in differing.missing_keys if not name.endswith(".range"))]
     if odd:
         raise InputError(f"defence.start is another network than the one to train: it differs in {', '.join(odd[:4])}")
@@ -249,20 +254,6 @@ def _description(cfg: DictConfig, data: ImageData, fingerprint: str) -> dict[str
         "classes": list(data.class_names),
         "training": plain(cfg.training),
     }
-
-
-def _log_model(run_id: str, stored: Path, data: ImageData, name: str) -> None:
-    images = TensorSpec(np.dtype("float32"), (-1, *data.shape))
-    logits = TensorSpec(np.dtype("float32"), (-1, len(data.class_names)))
-    with mlflow.start_run(run_id=run_id):
-        mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("serving.py")),
-            artifacts={"network": str(stored)},
-            signature=ModelSignature(Schema([images]), Schema([logits])),
-            pip_requirements=["torch", "safetensors", "numpy"],
-            metadata={"network": name},
-        )
 
 
 class _Epochs(pl.Callback):

@@ -19,12 +19,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from attacks import AdversarialExamples, select_correct, summarise
 from pipelines import attack, networks, settings, train
-from pipelines.cells import process
+from pipelines.cells import leaf, process
 from pipelines.errors import InputError
 from pipelines.evaluate import joint_record, read_examples
 from pipelines.fingerprints import fingerprint, plain
 from pipelines.networks import Network
 from pipelines.progress import note
+from pipelines.results import Result
 from pipelines.settings import one_line
 from pipelines.tracking import Tracker
 from qnn.data import ImageData
@@ -75,24 +76,31 @@ def label(cfg: DictConfig) -> str:
     return f"{cfg.apply} of {attack.label(cfg)}, on {cfg.targets.model}{seed}"
 
 
-def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> str:
+def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> Result:
     """Apply one attack to all targets and track it: one row per target, one per target and image."""
     data, device = settings.load_data(cfg), settings.device(cfg)
-    attacked = process(attack, _source(cfg), tracker, parent).run
-    examples = read_examples(tracker.download(attacked.info.run_id, attack.EXAMPLES))
+    attacked = process(attack, _source(cfg), tracker, parent)
+    examples = read_examples(attacked.artifact(attack.EXAMPLES, tracker))
     if cfg.apply == "perturbation":
         examples = _on_fresh_images(cfg, examples, data, networks.obtain(_source(cfg), data, tracker, parent))
     targets = [(target, networks.obtain(target, data, tracker, parent)) for target in target_configs(cfg)]
-    params = {**attacked.data.params, **_parameters(cfg)}
+    params = {**attacked.params, **_parameters(cfg)}
     about = (
         f"{label(cfg)} at {params['targets.bits']} bits: the first {cfg.count} images that source and target"
         " both get right."
     )
-    with tracker.leaf(
-        label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=about
-    ) as run_id:
-        tracker.log_inputs(run_id, data, context=KIND)
-        tracker.set_tags(run_id, {"source_run_id": attacked.info.run_id})
+    with leaf(
+        cfg,
+        tracker,
+        label(cfg),
+        kind=KIND,
+        fingerprint=fingerprint,
+        params=params,
+        parent=parent,
+        note=about,
+        source=attacked.source,
+    ) as result:
+        result.log_data(data, context=KIND)
         started = time.perf_counter()
         rows, images = [], []
         for target, network in targets:
@@ -102,11 +110,11 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             rows.append(_row(target, network, record))
             images.append(record[["index", "evaded"]].assign(target_bits=_bits(target)))
         table = pd.DataFrame(rows)
-        tracker.log_table(run_id, table, TABLE)
-        tracker.log_table(run_id, pd.concat(images)[["target_bits", "index", "evaded"]], PER_IMAGE)
+        result.log_table(table, TABLE)
+        result.log_table(pd.concat(images)[["target_bits", "index", "evaded"]], PER_IMAGE)
         figures = _figures(table, source_network=params["network"])
-        tracker.log_metrics(run_id, {**figures, "seconds": time.perf_counter() - started})
-    return run_id
+        result.log_metrics({**figures, "seconds": time.perf_counter() - started})
+    return result
 
 
 def target_configs(cfg: DictConfig) -> list[DictConfig]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from qnn.data import Batches, ImageData, Split
 from qnn.switchable import set_width, widths_of
 
 EVALUATION_BATCH = 1000
+CHECKPOINTS = ("best.ckpt", "last.ckpt")
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,10 @@ class Classifier(pl.LightningModule):
         return figures["loss"]
 
     def on_train_epoch_end(self) -> None:
-        loss = self.trainer.callback_metrics["train_loss"]
-        if not torch.isfinite(loss):
-            raise TrainingDivergedError(f"the training loss is {loss.item()} after epoch {self.current_epoch + 1}")
+        for name, what in (("train_loss", "training"), ("val_loss", "validation")):
+            loss = self.trainer.callback_metrics[name]
+            if not torch.isfinite(loss):
+                raise TrainingDivergedError(f"the {what} loss is {loss.item()} after epoch {self.current_epoch + 1}")
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, ReduceLROnPlateau):
             # here and not by Lightning, which steps it after the checkpoint is written: a resumed
@@ -192,15 +196,16 @@ def train(
 
     The same seed on the same machine with the same number of threads gives bit-identical weights.
     Checkpoints go to `folder`; if it holds the last epoch of an interrupted training, that training
-    goes on from there.
+    goes on from there (see `set_aside_damaged`).
 
     Args:
         objective: what is minimised, see `CrossEntropy`, which None stands for.
 
     Raises:
         TrainingDivergedError: the loss became NaN or infinite.
+        KeyboardInterrupt: as ever, where Lightning would end the process.
     """
-    best, last = folder / "best.ckpt", folder / "last.ckpt"
+    best, last = (folder / name for name in CHECKPOINTS)
     kept: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
     checkpoints = [
         ModelCheckpoint(folder, filename=best.stem, monitor="val_loss", **kept),
@@ -233,25 +238,39 @@ def train(
         seed=seed,
         device=device,
     )
-    trainer.fit(
-        module,
-        batches,
-        Batches(data.validation, EVALUATION_BATCH, device=device),
-        ckpt_path=str(last) if _readable(last) else None,
-        weights_only=True,
-    )
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(
+            module,
+            batches,
+            Batches(data.validation, EVALUATION_BATCH, device=device),
+            ckpt_path=str(last) if last.is_file() else None,
+            weights_only=True,
+        )
+    except SystemExit:
+        signal.signal(signal.SIGINT, on_interrupt)  # Lightning has switched it off
+        raise KeyboardInterrupt from None
     state = torch.load(best, weights_only=True, map_location="cpu")["state_dict"]
     net.load_state_dict({name.removeprefix("net."): t for name, t in state.items() if name.startswith("net.")})
     return net.cpu().eval()
 
 
-def _readable(checkpoint: Path) -> bool:
-    """Whether a checkpoint is there and whole; one that was cut short is no reason not to start anew."""
-    try:
-        torch.load(checkpoint, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, UnpicklingError):
-        return False
-    return True
+def set_aside_damaged(folder: Path) -> Path | None:
+    """Rename what an interrupted training left if a checkpoint of it was cut short, or is none; returns the culprit.
+
+    A training needs both its checkpoints to go on. They are read without running anything in them.
+    """
+    for name in CHECKPOINTS:
+        try:
+            torch.load(folder / name, weights_only=True, map_location="cpu")
+        except FileNotFoundError:
+            continue
+        except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError):
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            return aside / name
+    return None
 
 
 @torch.no_grad()

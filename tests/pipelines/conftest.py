@@ -1,5 +1,5 @@
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +9,7 @@ from mlflow.entities import Run
 
 from pipelines.attack import TABLE
 from pipelines.cli import launch
+from tests.pipelines.launching import Launcher, runs_of
 
 QUICK = ("training.epochs=1", "n=5", "trainer.threads=1", "trainer.accelerator=cpu")
 
@@ -38,6 +39,14 @@ def command(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., i
 
 
 @pytest.fixture(scope="module")
+def preloaded() -> Iterator[Launcher]:
+    """Launches pipelines in processes of their own, without the seconds that their imports take."""
+    launcher = Launcher()
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(scope="module")
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> MlflowClient:
     """A tracking store for the attacks of `attacked`."""
     return MlflowClient(f"sqlite:///{tmp_path_factory.mktemp('shared') / 'mlflow.db'}")
@@ -63,11 +72,6 @@ def attacked(shared_store: MlflowClient) -> Callable[..., Run]:
 @pytest.fixture
 def client(workspace: Path) -> MlflowClient:
     return MlflowClient(f"sqlite:///{workspace / 'mlflow.db'}")
-
-
-def runs_of(client: MlflowClient, kind: str) -> list:
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    return list(client.search_runs(experiments, f"tags.kind = '{kind}'"))
 
 
 def per_image_table(client: MlflowClient, run) -> pd.DataFrame:

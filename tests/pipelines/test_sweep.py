@@ -2,50 +2,17 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from tests.pipelines.conftest import QUICK, per_image_table, runs_of
+from tests.pipelines.launching import complete, finish, start
 
 SWEEP = ["bits=FP,1", "attack=fgsm,jsma", "seed=0,1", "+training.steps_per_epoch=3", *QUICK]
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 CELLS = 8
-
-
-def environment(**more: str) -> dict[str, str]:
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "QNN"))}
-    return {**ours, "OMP_NUM_THREADS": "1", **more}
-
-
-def start(workspace: Path, *overrides: str, **variables: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.attack", "-m", *overrides],
-        cwd=workspace,
-        env=environment(**variables),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == status, errors
-    return errors
-
-
-def complete(client: MlflowClient) -> dict[str, str]:
-    """Run ids by fingerprint; a fingerprint that is complete twice fails the test."""
-    runs = [run for run in runs_of(client, "attack") if run.data.tags.get("complete") == "true"]
-    found = {run.data.tags["fingerprint"]: run.info.run_id for run in runs}
-    assert len(found) == len(runs)
-    return found
 
 
 def test_parallel_sweep_on_a_cold_store(workspace, client):

@@ -21,8 +21,8 @@ from qnn.data import Split, digits
 from qnn.freezing import freeze
 from qnn.training import predict
 from tests.pipelines.conftest import QUICK, runs_of
+from tests.pipelines.launching import environment
 from tests.pipelines.test_bad_input import assert_one_line_with, nothing_runs
-from tests.pipelines.test_sweep import environment
 
 CPU = torch.device("cpu")
 COLUMNS = [

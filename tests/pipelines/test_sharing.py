@@ -1,0 +1,90 @@
+"""Two launchers of one sweep at once share the work."""
+
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipelines import claims
+from pipelines.tracking import Tracker
+from tests.pipelines.conftest import runs_of
+from tests.pipelines.launching import Launcher, complete
+
+SWEEP = (
+    *("-m", "bits=FP,1", "attack=fgsm,jsma", "seed=0,1", "n=5", "tracking.image_rows=2"),
+    *("training.epochs=4", "+training.steps_per_epoch=3", "trainer.threads=1", "trainer.accelerator=cpu"),
+)
+CELLS, NETWORKS = 8, 2
+
+
+@pytest.mark.parametrize("folders", [("a", "a"), ("a", "b")], ids=["one folder", "two folders"])
+def test_every_cell_is_computed_once_by_one_of_two_launchers(preloaded, workspace, client, folders):
+    for folder in set(folders):
+        (workspace / folder).mkdir()
+    store = f"tracking.uri=sqlite:///{workspace / 'mlflow.db'}"
+    other = Launcher()
+    try:
+        with ThreadPoolExecutor(2) as both:
+            ended = [
+                both.submit(launch, workspace / folder, *SWEEP, store, errors=f"{number}.txt")
+                for number, (launch, folder) in enumerate(zip((preloaded, other), folders, strict=True))
+            ]
+        said = [one.result()[1] for one in ended]
+    finally:
+        other.close()
+    assert [one.result()[0] for one in ended] == [0, 0], said
+    assert len(complete(client)) == len(runs_of(client, "attack")) == CELLS
+    assert len(complete(client, "train")) == len(runs_of(client, "train")) == NETWORKS
+    done = [sum("adversarial accuracy" in line for line in text.splitlines()) for text in said]
+    assert sum(done) >= CELLS
+    assert min(done) > 0, said
+    assert {run.info.status for run in runs_of(client, "sweep")} == {"FINISHED"}
+
+
+def contend(folder: Path, seconds: float) -> bool:
+    """Whether this process gets the claim that others want at the same time, and keeps for a while."""
+    tracker = Tracker.open(f"sqlite:///{folder / 'mlflow.db'}", study="s", artifacts="mlartifacts", work=folder)
+    facts = tracker.facts("cell", kind="attack", fingerprint="f" * 16, params={}, parent=None, note="")
+    try:
+        tracker.claim(facts)
+    except claims.BusyError:
+        return False
+    time.sleep(seconds)
+    return True
+
+
+def test_one_of_many_claimants_wins(workspace):
+    Tracker.open("sqlite:///mlflow.db", study="s", artifacts="mlartifacts", work=workspace)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["pipelines.tracking"])
+    with ProcessPoolExecutor(6, mp_context=processes) as pool:
+        won = list(pool.map(contend, [workspace] * 12, [3.0] * 12))
+    assert sum(won) == 1
+
+
+def test_claims_of_dead_processes_and_old_claims_do_not_hold(workspace: Path, monkeypatch):
+    tracker = Tracker.open("sqlite:///mlflow.db", study="s", artifacts="mlartifacts", work=workspace)
+    facts = tracker.facts("cell", kind="attack", fingerprint="f" * 16, params={}, parent=None, note="")
+    claim = tracker.claim(facts)
+    client = MlflowClient(tracker.uri)
+    with pytest.raises(claims.BusyError, match="in work by process"):
+        tracker.claim(facts)
+    with monkeypatch.context() as later:
+        later.setattr(claims, "_process", lambda pid: "another start")
+        tracker.bury()
+        (run,) = runs_of(client, "attack")
+        assert (run.info.run_id, run.info.status) == (claim.run_id, "KILLED")
+        assert run.data.tags["failure"] == "its process ended before it did"
+    claim = tracker.claim(facts)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(claims, "_machine", lambda: "another")
+        with pytest.raises(claims.BusyError):
+            tracker.claim(facts)
+        elsewhere.setattr(claims, "EXPIRES_S", 0)
+        taken = tracker.claim(facts)
+    assert [run.info.run_id for run in runs_of(client, "attack")] == [taken.run_id]
+    claim.release()
+    taken.release()
