@@ -235,7 +235,9 @@ def test_input_gradients_are_those_of_the_batchs_own_statistics_and_leave_the_ne
     leaf = images.clone().requires_grad_()
     F.cross_entropy(net(leaf), labels, reduction="sum").backward()
     torch.testing.assert_close(gradient.detach(), leaf.grad, rtol=1e-3, atol=1e-5)
-    assert not torch.equal(net.state_dict()["stem.1.by_width.FP.running_mean"], before["stem.1.by_width.FP.running_mean"])
+    assert not torch.equal(
+        net.state_dict()["stem.1.by_width.FP.running_mean"], before["stem.1.by_width.FP.running_mean"]
+    )
 
 
 def test_running_statistics_cannot_be_played_against_the_regularizers(net):
