@@ -28,7 +28,7 @@ lint: $(STAMP)
 	$(RUN) -m mypy
 
 ui: $(STAMP)  ## the MLflow UI on this machine
-	$(VENV)/bin/mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlartifacts --host 127.0.0.1 --port 5000
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(VENV)/bin/mlflow server --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --artifacts-destination $(CURDIR)/mlartifacts --host 127.0.0.1 --port 5000
 
 server: $(VENV)/.extra-server  ## a tracking server on PostgreSQL, on this machine
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" deploy/server.sh

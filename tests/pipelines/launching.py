@@ -134,7 +134,7 @@ class Server:
                 *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"),
                 *("--artifacts-destination", str(self.folder / "served")),
             ],
-            env=environment(),
+            env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
