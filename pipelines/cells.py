@@ -197,8 +197,11 @@ def _try_to_deliver(result: Result, tracker: Tracker, claim: Claim | None = None
 
 def _done(result: Result, **state: Any) -> Done:
     facts = result.facts
-    run_id = None if result.undelivered else facts.run_id
-    folder = result.artifacts if result.undelivered else None
+    if result.undelivered:
+        run_id, folder = None, result.artifacts
+    else:
+        run_id = str(facts.run_id)
+        folder = _fetched(result.folder.parent.parent, facts.fingerprint, run_id)
     return Done(facts.fingerprint, run_id, facts.params, result.metrics, folder, result.undelivered, **state)
 
 

@@ -206,7 +206,7 @@ def _contents(client: MlflowClient, run: Run) -> dict[str, Any]:
         "metrics": {key: sorted(points) for key, points in curves.items()},
         "tags": {tag: run.data.tags.get(tag) for tag in tags},
         "data": [one.dataset.digest for one in run.inputs.dataset_inputs],
-        "inputs": len(run.inputs.model_inputs),
+        "inputs": len(client.get_run(run_id).inputs.model_inputs),
         "models": [str(model.status) for model in models],
         "artifacts": _digests(Path(client.download_artifacts(run_id, ""))),
     }

@@ -62,7 +62,7 @@ def test_what_a_server_missed_is_delivered_once(preloaded, workspace, server, de
     assert len(complete(client)) == CELLS
     for run in runs_of(client, "attack"):
         assert run.data.tags["source_run_id"] == trained[run.data.params["network"]]
-        assert len(run.inputs.model_inputs) == 1
+        assert len(client.get_run(run.info.run_id).inputs.model_inputs) == 1
     (parent,) = runs_of(client, "sweep")
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["cells_complete"] == CELLS
