@@ -53,7 +53,7 @@ def test_sensitivity_maps_each_widths_own_patch_and_noise(command, client):
         ("alignment", ["compare=[FP]"], "at least two widths"),
         ("alignment", ["compare=[FP,x]"], "compare"),
         ("alignment", ["n=1"], "n=1 is out of range"),
-        ("alignment", ["cell=0"], "cell=0 is out of range"),
+        ("alignment", ["cell=0", "n=40"], "cell=0 is out of range"),
         ("sensitivity", ["attack=fgsm"], "no one patch for all images"),
         ("sensitivity", ["attack=patch_located"], "no one patch for all images"),
         ("sensitivity", ["stride=0"], "stride=0 is out of range"),
