@@ -38,7 +38,8 @@ _OWN = {"compare", "images", "stride"}
 def check(cfg: DictConfig) -> None:
     for one in _attacks(cfg).values():
         attack.check(one)
-    if not (cfg.attack.name.startswith("patch_") and cfg.attack.get("universal", True)) or cfg.inference == "random":
+    makes_one = cfg.attack.get("universal", "craft" in cfg.attack)
+    if not (cfg.attack.name.startswith("patch_") and makes_one) or cfg.inference == "random":
         raise InputError(
             f"attack={cfg.attack.name} makes no one patch for all images on a width of its own:"
             " use patch_lavan, patch_google, or another with attack.universal=true, and inference=fixed"

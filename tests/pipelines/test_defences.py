@@ -148,8 +148,8 @@ def test_every_width_of_a_defence_starts_from_the_released_network(monkeypatch):
     monkeypatch.setattr(settings, "load_data", lambda cfg: digits_named_cifar10())
     cfg = composed("data=cifar10", "model=resnet20", "+start=fp", "defence=qadt_r")
     net = settings.build_network(cfg, digits_named_cifar10())
-    train._start_from(net, train.start_config(cfg), tracker=None, parent=None)
     start = train.start_config(cfg)
+    train._start_from(net, train._trained_start(start, tracker=None, parent=None))
     alone = load_weights(
         settings.build_network(start, digits_named_cifar10()), released.choose(start, digits_named_cifar10())
     )
