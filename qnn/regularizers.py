@@ -1,7 +1,9 @@
 """What defences add to the training loss: terms that keep the gradients or features of two widths apart.
 
-All look at the network in eval mode, as an attacker does, and at no more than `images` images, because the
-gradient of a gradient costs several passes.
+All look at no more than `images` images, because the gradient of a gradient costs several passes, and at the network
+in eval mode, as an attacker does, but for its batch norms, which take the statistics of these images. With running
+statistics, which are constants to the optimiser, a training learns to let them go wrong, which lowers the term and
+costs it nothing: a ResNet-20 was right on 91 % of its training images and, in eval mode, on 27 % of the others.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qnn.similarity import feature_map, gradient_map, structural_similarity_loss
 from qnn.switchable import set_width
@@ -121,7 +124,7 @@ class _NoisyBackward(torch.autograd.Function):
 def input_gradients(net: nn.Module, x: Tensor, labels: Tensor, widths: Sequence[str]) -> list[Tensor]:
     """The gradient of the summed cross-entropy by `x` at each width, differentiable by the weights."""
     gradients = []
-    with _evaluating(net):
+    with _on_batch_statistics(net):
         for width in widths:
             set_width(net, width)
             leaf = x.detach().requires_grad_()
@@ -134,7 +137,7 @@ def stage_features(net: nn.Module, x: Tensor, width: str) -> list[Tensor]:
     """The outputs of the modules that `net.stage_ends` names, (n, channels, height, width) each."""
     features: list[Tensor] = []
     set_width(net, width)
-    with _evaluating(net), _after_stages(net, lambda _, __, output: features.append(output)):
+    with _on_batch_statistics(net), _after_stages(net, lambda _, __, output: features.append(output)):
         net(x)
     return features
 
@@ -162,11 +165,18 @@ def _stage_ends(net: nn.Module) -> tuple[str, ...]:
 
 
 @contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
+def _on_batch_statistics(net: nn.Module) -> Iterator[None]:
+    """Eval mode, but for batch norms, which take the statistics of the batch and leave the running ones alone."""
     were_training = [module for module in net.modules() if module.training]
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
     net.eval()
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
     try:
         yield
     finally:
+        net.eval()
+        for norm in norms:
+            norm.track_running_stats = True
         for module in were_training:
             module.training = True

@@ -226,13 +226,28 @@ def test_gradient_noise_changes_gradients_only(net):
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_input_gradients_are_those_of_an_attacker(net):
+def test_input_gradients_are_those_of_the_batchs_own_statistics_and_leave_the_network_alone(net):
     images, labels = batch()
-    (gradient,) = input_gradients(net, images, labels, ("2",))
-    net.eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    (gradient,) = input_gradients(net, images, labels, ("FP",))
+    assert net.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     leaf = images.clone().requires_grad_()
     F.cross_entropy(net(leaf), labels, reduction="sum").backward()
-    torch.testing.assert_close(gradient.detach(), leaf.grad)
+    torch.testing.assert_close(gradient.detach(), leaf.grad, rtol=1e-3, atol=1e-5)
+    assert not torch.equal(net.state_dict()["stem.1.by_width.FP.running_mean"], before["stem.1.by_width.FP.running_mean"])
+
+
+def test_running_statistics_cannot_be_played_against_the_regularizers(net):
+    images, labels = batch()
+    values = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        values.append(GradientInconsistency()(net, images, labels, ("FP",), WIDTHS))
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.add_(1.0)
+    assert torch.equal(values[0], values[1])
 
 
 @pytest.mark.parametrize("a_qapa", [True, False])
