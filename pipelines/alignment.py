@@ -1,23 +1,93 @@
-"""Gradient alignment: how alike the input gradients of one network are at different bit widths."""
+"""How alike the input gradients of one network are at different widths: ``python -m pipelines.alignment data=cifar10``.
+
+A grid with ``-m``, as in ``defence=none,qadt_r``. The networks are trained first where needed.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
 import pandas as pd
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from attacks.alignment import input_gradients
+from pipelines import networks, settings, train
+from pipelines.errors import InputError
+from pipelines.progress import note
+from pipelines.tracking import Tracker
+from qnn.freezing import freeze
 from qnn.similarity import gradient_similarity
 
+KIND = "alignment"
+TABLE = "alignment.json"
 MEASURES = ("cosine", "edge_iou", "hog_cosine", "hog_cosine_centred")
 
 _BLOCK = 128
 _NORMAL_95 = 1.959964
+
+
+def check(cfg: DictConfig) -> None:
+    for one in networks.compared(cfg).values():
+        networks.check(one)
+    images = len(settings.load_data(cfg).test)
+    if not isinstance(cfg.n, int) or not 2 <= cfg.n <= images:
+        raise InputError(f"n={cfg.n} is out of range: it must be a whole number from 2 to {images}")
+    if not isinstance(cfg.seed, int):
+        raise InputError(f"seed={cfg.seed} must be a whole number")
+    side = min(settings.load_data(cfg).shape[1:])
+    if not isinstance(cfg.cell, int) or not 1 <= cfg.cell <= side:
+        raise InputError(f"cell={cfg.cell} is out of range: it must be a whole number from 1 to {side}")
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    data = settings.load_data(cfg)
+    return {
+        "kind": KIND,
+        "networks": [networks.network_fingerprint(one, data) for one in networks.compared(cfg).values()],
+        "data": data.digest,
+        "n": cfg.n,
+        "seed": cfg.seed,
+        "cell": cfg.cell,
+    }
+
+
+def label(cfg: DictConfig) -> str:
+    return f"gradient alignment of {train.compared_name(cfg)}, seed {cfg.seed}"
+
+
+def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> str:
+    """Compare the widths of one network and track it: one row per pair of widths and null."""
+    data, device = settings.load_data(cfg), settings.device(cfg)
+    found = {width: networks.obtain(one, data, tracker, parent) for width, one in networks.compared(cfg).items()}
+    nets = {width: freeze(network.net.to(device), compile=cfg.trainer.compile) for width, network in found.items()}
+    chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.n]
+    params = {
+        **train.parameters(cfg, data),
+        "bits": " ".join(nets),
+        "network": " ".join(network.description["fingerprint"] for network in found.values()),
+        **{name: cfg[name] for name in ("seed", "n", "cell")},
+    }
+    about = f"{label(cfg)}: {cfg.n} images of {data.name}; null rows: gradients of different images, and white noise."
+    with tracker.leaf(
+        label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=about
+    ) as run_id:
+        tracker.log_inputs(run_id, data, context=KIND)
+        note(f"comparing {len(nets)} widths", of=label(cfg))
+        started = time.perf_counter()
+        x, y = data.test.pixels(chosen).to(device), data.test.labels[chosen].to(device)
+        table = alignment_table(nets, x, y, seed=cfg.seed, cell=cfg.cell)
+        tracker.log_table(run_id, table, TABLE)
+        measured = table[table["kind"] == "measured"]
+        means = {f"mean_{name}": float(measured[name].mean()) for name in MEASURES}
+        tracker.log_metrics(run_id, {**means, "seconds": time.perf_counter() - started})
+    return run_id
 
 
 def alignment_table(
@@ -25,9 +95,9 @@ def alignment_table(
 ) -> pd.DataFrame:
     """How alike the cross-entropy's input gradients are, for every pair of networks and two nulls.
 
-    Columns: `pair`, the names of the two networks; `kind`: ``measured`` (the gradients of the same image),
-    ``shuffled`` (those of different images) or ``noise`` (white Gaussian noise of the same shape, in place of both);
-    `n`, the images that have a gradient on both networks, the others being left out of all three rows; each of
+    Columns: `pair`, the names of the two networks as in ``FP-2``; `kind`: ``measured`` (the gradients of the same
+    image), ``shuffled`` (those of different images) or ``noise`` (white Gaussian noise of the same shape, in place of
+    both); `n`, the images that have a gradient on both networks, the others being left out of all three rows; each of
     `MEASURES` (see `gradient_similarity`), a mean over the n images, with its 95 % interval `…_low`, `…_high`; and
     in measured rows `…_excess`, the mean over images of measured minus shuffled, with its interval too. Intervals
     are the normal approximation over images: they say nothing of other trainings of the networks. Where fewer than
@@ -47,7 +117,7 @@ def alignment_table(
     gradients = {name: input_gradients(net, x, y) for name, net in nets.items()}
     generator = torch.Generator().manual_seed(seed)
     return pd.DataFrame(
-        {"pair": pair, **row}
+        {"pair": "-".join(pair), **row}
         for pair in combinations(nets, 2)
         for row in _rows(gradients[pair[0]], gradients[pair[1]], generator, cell)
     )
@@ -89,3 +159,9 @@ def _mean(name: str, values: Tensor) -> dict[str, float]:
     mean = float(values.mean())
     half = _NORMAL_95 * float(values.std()) / math.sqrt(n) if n > 1 else math.nan
     return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+
+
+if __name__ == "__main__":
+    from pipelines.cli import launch
+
+    sys.exit(launch("alignment"))

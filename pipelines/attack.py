@@ -8,7 +8,9 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -34,7 +36,7 @@ from pipelines.progress import note
 from pipelines.tracking import Tracker
 from qnn.data import ImageData
 from qnn.freezing import freeze
-from qnn.switchable import MeanProbability, at_width
+from qnn.switchable import MeanProbability, RandomWidth, at_width
 from qnn.training import predict
 
 KIND = "attack"
@@ -56,7 +58,7 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"seed={cfg.seed} must be a whole number")
     classes = len(settings.load_data(cfg).class_names)
     _check_crafting(cfg)
-    _check_surrogate(cfg)
+    _check_widths(cfg)
     _rehearse(cfg, settings.load_data(cfg).shape)
     target = cfg.attack.get("target")
     try:
@@ -65,12 +67,17 @@ def check(cfg: DictConfig) -> None:
         raise InputError(str(error)) from error
 
 
-def _check_surrogate(cfg: DictConfig) -> None:
+def _check_widths(cfg: DictConfig) -> None:
     widths = settings.trained_widths(cfg)
-    if cfg.surrogate is None or (widths and str(cfg.surrogate) in (*widths, "all")):
-        return
-    has = f"all or one of {', '.join(widths)}" if widths else "a network of several widths (defence.widths)"
-    raise InputError(f"surrogate={cfg.surrogate} is not there: it needs {has}")
+    if cfg.surrogate is not None and str(cfg.surrogate) not in (*widths, *(["all"] if widths else [])):
+        has = f"all or one of {', '.join(widths)}" if widths else "a network of several widths (defence.widths)"
+        raise InputError(f"surrogate={cfg.surrogate} is not there: it needs {has}")
+    if cfg.inference not in ("fixed", "random"):
+        raise InputError(f"inference={cfg.inference} is unknown: use fixed or random")
+    if cfg.inference == "random" and not widths:
+        raise InputError(
+            "inference=random draws a width for each image: it needs a network of several (defence.widths)"
+        )
 
 
 def _rehearse(cfg: DictConfig, shape: tuple[int, int, int]) -> None:
@@ -101,7 +108,7 @@ def _check_crafting(cfg: DictConfig) -> None:
 def identity(cfg: DictConfig) -> dict[str, Any]:
     return {
         "kind": "attack",
-        "network": networks.network_fingerprint(cfg, settings.load_data(cfg)),
+        **_victim_identity(cfg),
         "data": settings.load_data(cfg).digest,
         "attack": cfg.attack.name,
         "variant": cfg.attack.variant,
@@ -115,8 +122,16 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
+def _victim_identity(cfg: DictConfig) -> dict[str, Any]:
+    data = settings.load_data(cfg)
+    if cfg.inference == "random":
+        return {"network": networks.trained_fingerprint(cfg, data), "inference": "random"}
+    return {"network": networks.network_fingerprint(cfg, data)}
+
+
 def label(cfg: DictConfig) -> str:
-    return f"{cfg.attack.name} on {train.network_name(cfg)}, seed {cfg.seed}"
+    victim = train.network_name(cfg) if cfg.inference == "fixed" else f"{train.trained_name(cfg)}, widths drawn"
+    return f"{cfg.attack.name} on {victim}, seed {cfg.seed}"
 
 
 def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> str:
@@ -124,7 +139,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     data = settings.load_data(cfg)
     source = networks.obtain(cfg, data, tracker, parent)
     device = settings.device(cfg)
-    net = freeze(source.net.to(device), compile=cfg.trainer.compile)
+    net = _victim(cfg, source, device)
     note("choosing images", of=label(cfg))
     selection = select_correct(
         lambda images: predict(net, images.to(device)), data.test.pixels, data.test.labels, n=cfg.n, seed=cfg.seed
@@ -132,7 +147,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     x, y = data.test.pixels(selection.indices).to(device), selection.labels.to(device)
     clean_logits = predict(net, x)
     targets = choose_targets(cfg.attack.get("target"), clean_logits, y, seed=cfg.seed)
-    params = {**train.parameters(cfg, data), **_parameters(cfg), "network": source.description["fingerprint"]}
+    params = {**train.parameters(cfg, data), **_parameters(cfg), **_described(cfg, source)}
     about = (
         f"{cfg.attack.name} ({cfg.attack.variant}) against {train.network_name(cfg)}"
         f" on {len(selection)} images of {data.name}."
@@ -153,7 +168,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         figures = {
             **summarise(record),
             **result.extra,
-            "clean_accuracy": source.description["test_accuracy"],
+            "clean_accuracy": _clean_accuracy(cfg, source),
             "forwards_per_image": result.forwards / len(selection),
             "backwards_per_image": result.backwards / len(selection),
             "seconds": seconds,
@@ -191,16 +206,41 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     return run_id
 
 
+def _victim(cfg: DictConfig, source: networks.Network, device: torch.device) -> torch.nn.Module:
+    """The network under attack, which runs at `bits` or, with ``inference=random``, at a width drawn for each image."""
+    if cfg.inference == "fixed":
+        return freeze(source.net.to(device), compile=cfg.trainer.compile)
+    return RandomWidth(_frozen(cfg, source, settings.trained_widths(cfg), device), seed=cfg.seed)
+
+
+def _described(cfg: DictConfig, source: networks.Network) -> dict[str, str]:
+    fingerprint = source.description["fingerprint"]
+    if cfg.inference == "fixed":
+        return {"network": fingerprint}
+    return {"network": fingerprint.partition("@")[0], "inference": "random", "bits": "random"}
+
+
+def _clean_accuracy(cfg: DictConfig, source: networks.Network) -> float:
+    if cfg.inference == "fixed":
+        return source.description["test_accuracy"]
+    return fmean(source.description["test_accuracies"].values())
+
+
+def _frozen(
+    cfg: DictConfig, source: networks.Network, widths: Sequence[str], device: torch.device
+) -> list[torch.nn.Module]:
+    assert source.switchable is not None
+    return [freeze(at_width(source.switchable, width).to(device), compile=cfg.trainer.compile) for width in widths]
+
+
 def _attacked_network(
     cfg: DictConfig, source: networks.Network, victim: torch.nn.Module, device: torch.device
 ) -> torch.nn.Module:
     """What the attack is made on: the victim, or its surrogate among the network's other widths."""
     if cfg.surrogate is None:
         return victim
-    assert source.switchable is not None
     widths = settings.trained_widths(cfg) if cfg.surrogate == "all" else (str(cfg.surrogate),)
-    nets = [at_width(source.switchable, width).to(device) for width in widths]
-    frozen = [freeze(net, compile=cfg.trainer.compile) for net in nets]
+    frozen = _frozen(cfg, source, widths, device)
     return frozen[0] if len(frozen) == 1 else MeanProbability(frozen)
 
 

@@ -20,7 +20,8 @@ from pipelines.settings import work_folder
 from pipelines.tracking import Tracker
 
 _NAMED_BY_TABLES = {"model", "bits", "attack", "seed", "experiment", "study", "n", "data", "force"}
-_OF_TRANSFERS = {"targets.model", "targets.bits", "targets.seed", "apply", "count"}  # what attacks have no use for
+# what attacks have no use for
+_OF_OTHERS = {"targets.model", "targets.bits", "targets.seed", "apply", "count", "compare", "cell", "images", "stride"}
 
 
 class Pipeline(Protocol):
@@ -63,7 +64,7 @@ def _launch_tags() -> dict[str, str]:
     if not HydraConfig.initialized():
         return {}
     launched = HydraConfig.get()
-    others = [o for o in launched.overrides.task if o.partition("=")[0] not in _NAMED_BY_TABLES | _OF_TRANSFERS]
+    others = [o for o in launched.overrides.task if o.partition("=")[0] not in _NAMED_BY_TABLES | _OF_OTHERS]
     experiment = launched.runtime.choices.get("experiment") if launched.job.config_name != "transfer" else None
     tags = {"overrides": " ".join(others), "experiment": experiment or ""}
     return {name: value for name, value in tags.items() if value}

@@ -96,3 +96,11 @@ def evaluate() -> int:
 
 def transfer() -> int:
     return launch("transfer")
+
+
+def alignment() -> int:
+    return launch("alignment")
+
+
+def sensitivity() -> int:
+    return launch("sensitivity")

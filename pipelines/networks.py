@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from pipelines import released, settings, train
 from pipelines.cells import open_tracker, process
 from pipelines.errors import InputError
-from pipelines.fingerprints import fingerprint, network_identity, plain
+from pipelines.fingerprints import fingerprint, plain
 from pipelines.tracking import Tracker
 from qnn.checkpoint import CheckpointError, load_weights, read_description
 from qnn.data import ImageData
@@ -55,6 +55,21 @@ def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | Non
     if switchable is not None:
         net, described = _at_configured_width(cfg, data, switchable, described)
     return Network(net, described, run_id, tracker.model_id(run_id) if run_id else None, switchable)
+
+
+def compared(cfg: DictConfig) -> dict[str, DictConfig]:
+    """A config for each of the widths that `cfg.compare` lists.
+
+    Raises:
+        InputError: fewer than two of them, or something else than widths.
+    """
+    try:
+        widths = dict.fromkeys(str(Precision.parse(width)) for width in cfg.compare)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"compare={cfg.compare}: {error}") from error
+    if len(widths) < 2:
+        raise InputError(f"compare={cfg.compare} leaves nothing to compare: give at least two widths")
+    return {width: OmegaConf.merge(cfg, {"bits": width}) for width in widths}  # type: ignore[misc]
 
 
 def is_stored(cfg: DictConfig) -> bool:
@@ -109,7 +124,7 @@ def network_fingerprint(cfg: DictConfig, data: ImageData) -> str:
 def trained_fingerprint(cfg: DictConfig, data: ImageData) -> str:
     """The fingerprint of the training, which gives one network for all of `defence.widths`."""
     if not is_stored(cfg):
-        return fingerprint(network_identity(cfg, data.digest))
+        return fingerprint(train.identity(cfg))
     folder, _ = locate(cfg, data, None)
     return str(matching_description(cfg, folder)["fingerprint"])
 

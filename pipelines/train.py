@@ -25,10 +25,10 @@ from pipelines.errors import InputError
 from pipelines.fingerprints import UNDEFENDED, network_identity, plain
 from pipelines.progress import note
 from pipelines.tracking import Tracker, flatten
-from qnn.checkpoint import load_weights, save_network
+from qnn.checkpoint import load_weights, read_description, save_network
 from qnn.data import ImageData
 from qnn.precision import Precision
-from qnn.switchable import at_width, widths_of
+from qnn.switchable import at_every_width, at_width, widths_of
 from qnn.training import TrainingDivergedError, evaluate, train
 
 KIND = "train"
@@ -54,11 +54,18 @@ def check_network(cfg: DictConfig) -> None:
     settings.recipe(cfg)
     settings.device(cfg)
     if cfg.defence.start is not None:
-        check_network(start_config(cfg))
+        check_network(start := start_config(cfg))
+        if start.weights == "released":
+            released.choose(start, data)
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
-    return network_identity(cfg, settings.load_data(cfg).digest)
+    """What determines the network; where it starts from a released one, that one is part of it."""
+    data = settings.load_data(cfg)
+    identity = network_identity(cfg, data.digest)
+    if cfg.defence.start is not None and (start := start_config(cfg)).weights == "released":
+        identity["start"] = read_description(released.choose(start, data))["fingerprint"]
+    return identity
 
 
 def label(cfg: DictConfig) -> str:
@@ -149,9 +156,13 @@ def start_config(cfg: DictConfig) -> DictConfig:
 
 def _start_from(net: torch.nn.Module, start: DictConfig, tracker: Tracker, parent: str | None) -> None:
     """Load the weights of another trained network; ranges that it does not have are left to be observed."""
-    run_id = process(sys.modules[__name__], start, tracker, parent).run.info.run_id
-    loaded = load_weights(settings.build_network(start, settings.load_data(start)), tracker.download(run_id, ARTIFACT))
-    differing = net.load_state_dict(loaded.state_dict(), strict=False)
+    data = settings.load_data(start)
+    if start.weights == "released":
+        folder = released.choose(start, data)
+    else:
+        folder = tracker.download(process(sys.modules[__name__], start, tracker, parent).run.info.run_id, ARTIFACT)
+    loaded = load_weights(settings.build_network(start, data), folder)
+    differing = net.load_state_dict(at_every_width(net, loaded.state_dict()), strict=False)
     odd = [*differing.unexpected_keys, *(name for name in differing.missing_keys if not name.endswith(".range"))]
     if odd:
         raise InputError(f"defence.start is another network than the one to train: it differs in {', '.join(odd[:4])}")
@@ -197,6 +208,11 @@ def trained_name(cfg: DictConfig) -> str:
 def trained_bits(cfg: DictConfig) -> str:
     """The widths a network is trained for, as in ``FP 8 2``; `bits` where that is one."""
     return " ".join(settings.trained_widths(cfg)) or str(Precision.parse(cfg.bits))
+
+
+def compared_name(cfg: DictConfig) -> str:
+    """As `network_name`, with all widths of `compare`."""
+    return _name(cfg, f"at {'/'.join(map(str, cfg.compare))} bits")
 
 
 def _name(cfg: DictConfig, bits: str) -> str:

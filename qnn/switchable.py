@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -102,6 +103,16 @@ def at_width(net: nn.Module, width: str) -> nn.Module:
     return chosen
 
 
+def at_every_width(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a network of one width as one of `net`: what `net` has once per width is the same at each.
+
+    What fits nowhere keeps its name.
+    """
+    names = {name: re.sub(r"\.by_width\.[^.]+", "", name) for name in net.state_dict()}
+    spread = {name: state[single] for name, single in names.items() if name not in state and single in state}
+    return {**{name: value for name, value in state.items() if name not in {*names.values()} - {*names}}, **spread}
+
+
 class MeanProbability(nn.Module):
     """Several networks as one: the logarithm of the mean of their class probabilities."""
 
@@ -112,6 +123,22 @@ class MeanProbability(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logs = torch.stack([torch.log_softmax(net(x), 1) for net in self.nets])
         return logs.logsumexp(0) - math.log(len(self.nets))
+
+
+class RandomWidth(nn.Module):
+    """Several networks of which one, drawn anew, classifies each image (random precision inference of DWQ)."""
+
+    def __init__(self, nets: Iterable[nn.Module], *, seed: int) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = torch.randint(len(self.nets), (len(x),), generator=self.generator)
+        rows = [(drawn == number).nonzero().flatten().to(x.device) for number in range(len(self.nets))]
+        order = torch.cat(rows)
+        logits = torch.cat([net(x[chosen]) for net, chosen in zip(self.nets, rows, strict=True)])
+        return logits[order.argsort()]
 
 
 def nearest_higher(widths: Sequence[str], width: str) -> str:

@@ -10,10 +10,11 @@ from mlflow import MlflowClient
 from omegaconf import DictConfig
 
 from attacks import lavan, load_examples, select_correct
-from pipelines import settings, train
+from pipelines import attack, released, settings, train
 from pipelines.errors import InputError
 from pipelines.fingerprints import fingerprint
-from qnn.data import Batches
+from qnn.checkpoint import load_weights, read_description
+from qnn.data import Batches, ImageData, Split
 from qnn.switchable import at_width, widths_of
 from qnn.training import CrossEntropy, Step, predict
 from tests.pipelines.conftest import QUICK, runs_of
@@ -31,6 +32,18 @@ DEFENCES = ("none", "pbat", "pbat_finetuned", "dwq", "dwq_patch", "qadt_r", "qad
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_module("conf", version_base="1.3"):
         return compose("train", ["quantizer=uniform", *overrides])
+
+
+def composed_attack(*overrides: str) -> DictConfig:
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("attack", ["quantizer=uniform", *overrides])
+
+
+def digits_named_cifar10() -> ImageData:
+    """Few images of the shape and names of CIFAR-10, which is not there everywhere."""
+    names = [f"class {number}" for number in range(10)]
+    split = Split(torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10))
+    return ImageData("cifar10", tuple(names), split, split, split, "0" * 16)
 
 
 def identity(*overrides: str) -> str:
@@ -120,9 +133,49 @@ def test_a_start_is_trained_first_and_its_weights_are_where_training_begins(comm
     assert sorted(names) == ["train mnist_a 4-bit pbat_finetuned uniform", "train mnist_a FP pbat uniform"]
 
 
+def test_a_released_network_may_be_the_start_and_is_part_of_the_fingerprint(monkeypatch):
+    chosen = ("data=cifar10", "model=resnet20", "+start=fp", "training=resnet_short", "defence=qadt_r")
+    monkeypatch.setattr(settings, "load_data", lambda cfg: digits_named_cifar10())
+    cfg = composed(*chosen)
+    assert (
+        train.identity(cfg)["start"]
+        == read_description(released.choose(train.start_config(cfg), digits_named_cifar10()))["fingerprint"]
+    )
+    assert fingerprint(train.identity(cfg)) != identity(*chosen[:2], *chosen[3:])
+
+
+def test_every_width_of_a_defence_starts_from_the_released_network(monkeypatch):
+    monkeypatch.setattr(settings, "load_data", lambda cfg: digits_named_cifar10())
+    cfg = composed("data=cifar10", "model=resnet20", "+start=fp", "defence=qadt_r")
+    net = settings.build_network(cfg, digits_named_cifar10())
+    train._start_from(net, train.start_config(cfg), tracker=None, parent=None)
+    start = train.start_config(cfg)
+    alone = load_weights(
+        settings.build_network(start, digits_named_cifar10()), released.choose(start, digits_named_cifar10())
+    )
+    for width in ("FP", "2"):
+        assert torch.equal(at_width(net, width).blocks[3].conv1.weight, alone.blocks[3].conv1.weight)
+        assert torch.equal(at_width(net, width).stem[1].running_var, alone.stem[1].running_var)
+
+
+def test_inference_at_random_widths_is_one_cell_whatever_the_bits(attacked, shared_store: MlflowClient):
+    common = (*SMALL, "defence=dwq_patch", "defence.objective.adversary.max_iter=1", "training.epochs=1", *PATCH)
+    run = attacked(*common, "inference=random")
+    assert run.data.params["inference"] == run.data.params["bits"] == "random"
+    trained = shared_store.get_run(run.data.tags["source_run_id"]).data.metrics
+    accuracies = [trained[f"test_accuracy.{width}"] for width in ("FP", "8", "5", "4", "2")]
+    assert run.data.metrics["clean_accuracy"] == pytest.approx(sum(accuracies) / 5)
+    adaptive = attacked(*common, "inference=random", "surrogate=all")
+    assert adaptive.data.params["surrogate"] == "all"
+    at_random = [attack.identity(composed_attack(*common, "inference=random", f"bits={bits}")) for bits in ("FP", "2")]
+    assert at_random[0] == at_random[1]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["inference=random"], "needs a network of several"),
+        (["inference=sometimes"], "use fixed or random"),
         (["attack.size=40"], "does not fit into images of 28×28"),
         (["attack.universal=false"], "attack.craft=attacked"),
         (["attack.target=random"], "give it a class"),

@@ -8,8 +8,10 @@ from qnn.models import MnistConvNet, ResNet
 from qnn.quantizers import DoReFa
 from qnn.switchable import (
     MeanProbability,
+    RandomWidth,
     Switchable,
     add_width,
+    at_every_width,
     at_width,
     nearest_higher,
     set_width,
@@ -131,3 +133,40 @@ def test_the_mean_of_probabilities(trained):
     expected = torch.stack([net(images()).softmax(1) for net in nets]).mean(0)
     torch.testing.assert_close(MeanProbability(nets)(images()).softmax(1), expected)
     torch.testing.assert_close(MeanProbability(nets[:1])(images()).softmax(1), nets[0](images()).softmax(1))
+
+
+def test_each_image_is_classified_by_one_network_drawn_for_it(trained):
+    nets = [at_width(trained, width) for width in WIDTHS]
+    x = images(200)
+    candidates = torch.stack([net(x) for net in nets])
+    drawn = (RandomWidth(nets, seed=0)(x) - candidates).abs().amax(2) < 1e-5
+    assert (drawn.sum(0) == 1).all()
+    assert (drawn.sum(1) > 40).all()
+    assert torch.equal(RandomWidth(nets, seed=3)(x), RandomWidth(nets, seed=3)(x))
+
+
+def test_widths_are_drawn_anew_at_every_call_and_gradients_pass(trained):
+    net = RandomWidth([at_width(trained, width) for width in WIDTHS], seed=0)
+    x = images(50).requires_grad_()
+    assert not torch.equal(net(x), net(x))
+    net(x).sum().backward()
+    assert (x.grad.flatten(1).abs().amax(1) > 0).all()
+    assert net(images(0)).shape == (0, 10)
+
+
+@pytest.mark.parametrize("norms", ["switchable", "shared"])
+def test_every_width_begins_as_the_network_of_one_width(trained, norms):
+    start = at_width(trained, "FP")
+    net = switchable(build, WIDTHS, norms=norms)
+    odd = net.load_state_dict(at_every_width(net, start.state_dict()), strict=False)
+    assert not odd.unexpected_keys
+    assert all(name.endswith(".range") for name in odd.missing_keys)
+    set_width(net.eval(), "FP")
+    assert torch.equal(net(images()), start(images()))
+    assert torch.equal(at_width(net, "2").stem[1].running_mean, start.stem[1].running_mean)
+
+
+def test_a_state_of_the_same_widths_stays_as_it_is(trained):
+    net = switchable(build, WIDTHS)
+    net.load_state_dict(at_every_width(net, trained.state_dict()))
+    assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in net.state_dict().items())

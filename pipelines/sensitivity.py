@@ -1,0 +1,155 @@
+"""Where on an image a patch does most harm, at different widths: ``python -m pipelines.sensitivity data=cifar10``.
+
+The patch is that of a universal patch attack (`pipelines.attack`, run first where needed) on each width; noise of
+the same size is the control, which tells what covering the place does.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from attacks import select_correct
+from attacks.sensitivity import compare_maps, sensitivity_map
+from pipelines import attack, networks, settings, train
+from pipelines.cells import process
+from pipelines.errors import InputError
+from pipelines.evaluate import read_examples
+from pipelines.fingerprints import fingerprint as fingerprint_of
+from pipelines.progress import note
+from pipelines.tracking import Tracker
+from qnn.data import ImageData
+from qnn.freezing import freeze
+from qnn.training import predict
+
+KIND = "sensitivity"
+TABLE = "sensitivity.json"
+AGREEMENT = "agreement.json"
+_OWN = {"compare", "images", "stride"}
+
+
+def check(cfg: DictConfig) -> None:
+    for one in _attacks(cfg).values():
+        attack.check(one)
+    if not (cfg.attack.name.startswith("patch_") and cfg.attack.get("universal", True)) or cfg.inference == "random":
+        raise InputError(
+            f"attack={cfg.attack.name} makes no one patch for all images on a width of its own:"
+            " use patch_lavan, patch_google, or another with attack.universal=true, and inference=fixed"
+        )
+    for name in ("images", "stride"):
+        if not isinstance(cfg[name], int) or cfg[name] < 1:
+            raise InputError(f"{name}={cfg[name]} is out of range: it must be a whole number of at least 1")
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    return {
+        "kind": KIND,
+        "attacks": [fingerprint_of(attack.identity(one)) for one in _attacks(cfg).values()],
+        "images": cfg.images,
+        "stride": cfg.stride,
+    }
+
+
+def label(cfg: DictConfig) -> str:
+    return f"sensitivity of {train.compared_name(cfg)} to {cfg.attack.name}, seed {cfg.seed}"
+
+
+def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> str:
+    """Map one patch per width and track it: one row per width, patch or noise, and place."""
+    data = settings.load_data(cfg)
+    configs = _attacks(cfg)
+    attacked = {width: process(attack, one, tracker, parent).run for width, one in configs.items()}
+    params = {
+        **next(iter(attacked.values())).data.params,
+        "bits": " ".join(configs),
+        **{name: cfg[name] for name in ("images", "stride")},
+    }
+    about = f"{label(cfg)}: success rate at each place, every {cfg.stride} pixels; noise of the same size as control."
+    with tracker.leaf(
+        label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=about
+    ) as run_id:
+        tracker.log_inputs(run_id, data, context=KIND)
+        started = time.perf_counter()
+        maps: dict[tuple[str, str], Tensor] = {}
+        counts: dict[str, int] = {}
+        for width, one in configs.items():
+            note(f"mapping {width} bits", of=label(cfg))
+            patch = _patch(tracker, attacked[width].info.run_id)
+            noise = torch.rand(patch.shape, generator=torch.Generator().manual_seed(cfg.seed))
+            net, x, y = _network_and_images(one, cfg.images, data, tracker, parent)
+            counts[width] = len(x)
+            for kind, laid in (("patch", patch), ("noise", noise)):
+                maps[width, kind] = sensitivity_map(net, x, y, laid.to(x.device), stride=cfg.stride)
+        tracker.log_table(run_id, _table(maps, counts, cfg.stride), TABLE)
+        tracker.log_table(run_id, _agreement(maps), AGREEMENT)
+        tracker.log_metrics(run_id, {**_means(maps), "seconds": time.perf_counter() - started})
+    return run_id
+
+
+def _attacks(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The config of the attack at each width."""
+    plain = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in _OWN])
+    plain.force = False
+    return {width: OmegaConf.merge(plain, {"bits": width}) for width in networks.compared(cfg)}  # type: ignore[misc]
+
+
+def _patch(tracker: Tracker, run_id: str) -> Tensor:
+    patch = read_examples(tracker.download(run_id, attack.EXAMPLES)).patch
+    if patch is None or patch.ndim != 3:
+        raise InputError(f"run {run_id} holds no universal patch: redo it with pipelines.attack force=true")
+    return patch
+
+
+def _network_and_images(
+    cfg: DictConfig, n: int, data: ImageData, tracker: Tracker, parent: str | None
+) -> tuple[torch.nn.Module, Tensor, Tensor]:
+    device = settings.device(cfg)
+    net = freeze(networks.obtain(cfg, data, tracker, parent).net.to(device), compile=cfg.trainer.compile)
+    chosen = select_correct(
+        lambda images: predict(net, images.to(device)), data.test.pixels, data.test.labels, n=n, seed=cfg.seed
+    )
+    return net, data.test.pixels(chosen.indices).to(device), chosen.labels.to(device)
+
+
+def _table(maps: dict[tuple[str, str], Tensor], counts: dict[str, int], stride: int) -> pd.DataFrame:
+    """Upper left pixel of each place, and the success rate there among n images."""
+    return pd.DataFrame(
+        {
+            "bits": bits,
+            "kind": kind,
+            "row": i * stride,
+            "column": j * stride,
+            "success_rate": rate,
+            "n": counts[bits],
+        }
+        for (bits, kind), rates in maps.items()
+        for i, row in enumerate(rates.tolist())
+        for j, rate in enumerate(row)
+    )
+
+
+def _agreement(maps: dict[tuple[str, str], Tensor]) -> pd.DataFrame:
+    """Each pair of widths: do they agree on which places are weak? `spearman` and `top_overlap` of patch and noise."""
+    widths = list(dict.fromkeys(bits for bits, _ in maps))
+    return pd.DataFrame(
+        {"pair": f"{a}-{b}", "kind": kind, **compare_maps(maps[a, kind], maps[b, kind])}
+        for i, a in enumerate(widths)
+        for b in widths[i + 1 :]
+        for kind in ("patch", "noise")
+    )
+
+
+def _means(maps: dict[tuple[str, str], Tensor]) -> dict[str, float]:
+    return {f"mean_success_rate.{kind}.{bits}": float(rates.mean()) for (bits, kind), rates in maps.items()}
+
+
+if __name__ == "__main__":
+    from pipelines.cli import launch
+
+    sys.exit(launch("sensitivity"))
