@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from qnn.uniform import Uniform, UniformActivation, UniformWeight
+from qnn.uniform import Uniform, UniformActivation, UniformWeight, gaussian_range
 
 WIDTHS = pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
 
@@ -11,24 +11,48 @@ def weights() -> torch.Tensor:
     return torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
 
 
+def largest_value_only(w: torch.Tensor, bits: int) -> torch.Tensor:
+    scale = w.abs().flatten(1).amax(1).view(-1, 1, 1, 1) / (2 ** (bits - 1) - 1)
+    return (w / scale).round() * scale
+
+
 @WIDTHS
 def test_weights_have_symmetric_levels_per_channel(bits: int):
     w, steps = weights(), 2 ** (bits - 1) - 1
     quantized = UniformWeight(bits)(w)
     for channel, original in zip(quantized, w, strict=True):
-        codes = channel / (original.abs().max() / steps)
+        largest = channel.abs().max()
+        assert largest <= original.abs().max() + 1e-6
+        codes = channel / largest * steps
         torch.testing.assert_close(codes, codes.round(), atol=1e-4, rtol=0)
-        assert codes.abs().max().round() == steps
-        assert (channel - original).abs().max() <= original.abs().max() / steps / 2 + 1e-6
+        inside = original.abs() <= largest
+        assert (channel - original)[inside].abs().max() <= largest / steps / 2 + 1e-6
 
 
 @WIDTHS
-def test_weights_are_a_fixed_point_and_pass_gradients_straight_through(bits: int):
+def test_ranges_are_those_of_the_best_quantizers_of_a_bell_curve(bits: int):
+    z = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    steps = 2 ** (bits - 1) - 1
+
+    def error(largest: float) -> float:
+        return float(((z * steps / largest).round().clamp(-steps, steps) * largest / steps - z).square().mean())
+
+    best = gaussian_range(steps)
+    assert error(best) < min(error(0.95 * best), error(1.05 * best))
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_outliers_do_not_set_the_range(bits: int):
+    w = torch.randn(8, 64, 3, 3, generator=torch.Generator().manual_seed(0))
+    w[:, 0, 0, 0] = 8.0
+    errors = [(quantized - w).square().mean() for quantized in (UniformWeight(bits)(w), largest_value_only(w, bits))]
+    assert errors[0] < errors[1] / 2
+
+
+@WIDTHS
+def test_weight_gradients_pass_straight_through(bits: int):
     w = weights().requires_grad_()
-    quantizer = UniformWeight(bits)
-    quantized = quantizer(w)
-    torch.testing.assert_close(quantizer(quantized), quantized)
-    quantized.backward(torch.arange(w.numel()).view_as(w).float())
+    UniformWeight(bits)(w).backward(torch.arange(w.numel()).view_as(w).float())
     assert torch.equal(w.grad.flatten(), torch.arange(w.numel()).float())
 
 
@@ -39,14 +63,23 @@ def test_a_channel_of_zeros_stays_zero():
 @WIDTHS
 def test_activations_have_all_levels_up_to_the_range(bits: int):
     quantizer = UniformActivation(bits)
-    x = torch.linspace(0, 6, 5000)
-    levels = quantizer(x).unique()
-    torch.testing.assert_close(levels, torch.linspace(0, 6, 2**bits))
+    levels = quantizer(torch.linspace(0, 6, 5000)).unique()
+    torch.testing.assert_close(levels, torch.linspace(0, float(quantizer.range), 2**bits))
     quantizer.eval()
-    torch.testing.assert_close(quantizer(torch.tensor([-1.0, 99.0])), torch.tensor([0.0, 6.0]))
+    torch.testing.assert_close(quantizer(torch.tensor([-1.0, 99.0])), torch.tensor([0.0, float(quantizer.range)]))
 
 
-def test_the_range_follows_the_largest_values_in_training_mode_only():
+def test_the_range_of_half_a_bell_curve_is_the_best_and_never_beyond_the_largest_value():
+    rectified = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).relu()
+    quantizer = UniformActivation(2)
+    quantizer(rectified)
+    assert float(quantizer.range) == pytest.approx(gaussian_range(3), rel=0.01)
+    constant = UniformActivation(2)
+    constant(torch.full((9,), 0.5))
+    assert constant.range == 0.5
+
+
+def test_the_range_follows_in_training_mode_only():
     quantizer = UniformActivation(4)
     quantizer(torch.tensor([2.0]))
     assert quantizer.range == 2
