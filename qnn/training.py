@@ -252,7 +252,8 @@ def train(
         raise KeyboardInterrupt from None
     state = torch.load(best, weights_only=True, map_location="cpu")["state_dict"]
     net.load_state_dict({name.removeprefix("net."): t for name, t in state.items() if name.startswith("net.")})
-    return net.to(memory_format=torch.contiguous_format).cpu().eval()
+    net = net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return net.cpu().eval()
 
 
 def set_aside_damaged(folder: Path) -> Path | None:
