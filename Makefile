@@ -46,7 +46,7 @@ docs: $(STAMP)  ## this project's documentation, in docs/_build/html
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --constraint constraints.txt --editable ".[dev,docs]"
+	$(RUN) -m pip install --constraint constraints.txt --config-settings editable_mode=compat --editable ".[dev,docs]"
 	touch $(STAMP)
 
 $(VENV)/.extra-%: $(STAMP)
