@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from attacks.alignment import input_gradients
 from pipelines import networks, settings, train
 from pipelines.cells import leaf
-from pipelines.errors import InputError
 from pipelines.progress import note
 from pipelines.results import Result
 from pipelines.tracking import Tracker
@@ -39,13 +38,9 @@ def check(cfg: DictConfig) -> None:
     for one in networks.compared(cfg).values():
         networks.check(one)
     images = len(settings.load_data(cfg).test)
-    if not isinstance(cfg.n, int) or not 2 <= cfg.n <= images:
-        raise InputError(f"n={cfg.n} is out of range: it must be a whole number from 2 to {images}")
-    if not isinstance(cfg.seed, int):
-        raise InputError(f"seed={cfg.seed} must be a whole number")
-    side = min(settings.load_data(cfg).shape[1:])
-    if not isinstance(cfg.cell, int) or not 1 <= cfg.cell <= side:
-        raise InputError(f"cell={cfg.cell} is out of range: it must be a whole number from 1 to {side}")
+    settings.check_whole_number("n", cfg.n, least=2, most=images)
+    settings.check_whole_number("seed", cfg.seed)
+    settings.check_whole_number("cell", cfg.cell, least=1, most=min(settings.load_data(cfg).shape[1:]))
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from attacks import (
     choose_targets,
     per_image_record,
     save_examples,
-    select_correct,
     summarise,
 )
 from attacks.parameters import accepted_parameters
@@ -54,10 +53,8 @@ PROGRESS = "progress.json"
 def check(cfg: DictConfig) -> None:
     networks.check(cfg)
     settings.attack_parameters(cfg)
-    if not isinstance(cfg.n, int) or cfg.n < 1:
-        raise InputError(f"n={cfg.n} is out of range: it must be a whole number of at least 1")
-    if not isinstance(cfg.seed, int):
-        raise InputError(f"seed={cfg.seed} must be a whole number")
+    settings.check_whole_number("n", cfg.n, least=1)
+    settings.check_whole_number("seed", cfg.seed)
     classes = len(settings.load_data(cfg).class_names)
     _check_crafting(cfg)
     _check_widths(cfg)
@@ -99,8 +96,7 @@ def _check_crafting(cfg: DictConfig) -> None:
     on, n, universal = (cfg.attack.get(name, default) for name, default in _CRAFTING.items())
     if on not in ("attacked", "train"):
         raise InputError(f"attack.craft={on} is unknown: use attacked or train")
-    if not isinstance(n, int) or n < 1:
-        raise InputError(f"attack.craft_n={n} is out of range: it must be a whole number of at least 1")
+    settings.check_whole_number("attack.craft_n", n, least=1)
     if not universal and on == "train":
         raise InputError("attack.universal=false makes a patch for each image: it needs attack.craft=attacked")
     if universal and cfg.attack.name.startswith("patch_") and isinstance(cfg.attack.get("target"), str):
@@ -143,9 +139,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     device = settings.device(cfg)
     net = _victim(cfg, source, device)
     note("choosing images", of=label(cfg))
-    selection = select_correct(
-        lambda images: predict(net, images.to(device)), data.test.pixels, data.test.labels, n=cfg.n, seed=cfg.seed
-    )
+    selection = networks.images_right(net, data.test, device, n=cfg.n, seed=cfg.seed)
     x, y = data.test.pixels(selection.indices).to(device), selection.labels.to(device)
     clean_logits = predict(net, x)
     targets = choose_targets(cfg.attack.get("target"), clean_logits, y, seed=cfg.seed)
@@ -299,13 +293,7 @@ def _crafting(cfg: DictConfig) -> dict[str, Any]:
 def _crafting_images(
     cfg: DictConfig, net: torch.nn.Module, data: ImageData, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    chosen = select_correct(
-        lambda images: predict(net, images.to(device)),
-        data.train.pixels,
-        data.train.labels,
-        n=cfg.attack.craft_n,
-        seed=cfg.seed,
-    )
+    chosen = networks.images_right(net, data.train, device, n=cfg.attack.craft_n, seed=cfg.seed)
     return data.train.pixels(chosen.indices).to(device), chosen.labels.to(device)
 
 

@@ -11,16 +11,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from attacks.selection import Selection, select_correct
 from pipelines import released, settings, train
 from pipelines.cells import open_tracker, process
 from pipelines.errors import InputError
 from pipelines.fingerprints import fingerprint, plain, quantizer_identity
 from pipelines.tracking import Tracker
 from qnn.checkpoint import CheckpointError, load_weights, read_description
-from qnn.data import ImageData
+from qnn.data import ImageData, Split
 from qnn.precision import Precision
 from qnn.switchable import add_width, at_width, widths_of
-from qnn.training import EVALUATION_BATCH, evaluate
+from qnn.training import EVALUATION_BATCH, evaluate, predict
 
 _NEEDED = {"fingerprint", "model", "net", "quantizer", "bits", "test_accuracy"}
 CALIBRATION_IMAGES = 2000
@@ -61,6 +62,11 @@ def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | Non
     if switchable is not None:
         net, described = _at_configured_width(cfg, data, switchable, described)
     return Network(net, described, source, switchable)
+
+
+def images_right(net: nn.Module, split: Split, device: torch.device, *, n: int, seed: int) -> Selection:
+    """The first `n` images of a seeded permutation of a split that a network on `device` gets right."""
+    return select_correct(lambda images: predict(net, images.to(device)), split.pixels, split.labels, n=n, seed=seed)
 
 
 def compared(cfg: DictConfig) -> dict[str, DictConfig]:

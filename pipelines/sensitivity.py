@@ -15,7 +15,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from attacks import select_correct
 from attacks.sensitivity import compare_maps, sensitivity_map
 from pipelines import attack, networks, settings, train
 from pipelines.cells import Done, leaf, process
@@ -27,7 +26,6 @@ from pipelines.results import Result
 from pipelines.tracking import Tracker
 from qnn.data import ImageData
 from qnn.freezing import freeze
-from qnn.training import predict
 
 KIND = "sensitivity"
 TABLE = "sensitivity.json"
@@ -45,8 +43,7 @@ def check(cfg: DictConfig) -> None:
             " use patch_lavan, patch_google, or another with attack.universal=true, and inference=fixed"
         )
     for name in ("images", "stride"):
-        if not isinstance(cfg[name], int) or cfg[name] < 1:
-            raise InputError(f"{name}={cfg[name]} is out of range: it must be a whole number of at least 1")
+        settings.check_whole_number(name, cfg[name], least=1)
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
@@ -113,9 +110,7 @@ def _network_and_images(
 ) -> tuple[torch.nn.Module, Tensor, Tensor]:
     device = settings.device(cfg)
     net = freeze(networks.obtain(cfg, data, tracker, parent).net.to(device), compile=cfg.trainer.compile)
-    chosen = select_correct(
-        lambda images: predict(net, images.to(device)), data.test.pixels, data.test.labels, n=n, seed=cfg.seed
-    )
+    chosen = networks.images_right(net, data.test, device, n=n, seed=cfg.seed)
     return net, data.test.pixels(chosen.indices).to(device), chosen.labels.to(device)
 
 

@@ -225,6 +225,16 @@ def is_of_disk(error: BaseException) -> bool:
     return getattr(error, "errno", None) in _DISK or "No space left on device" in str(error)
 
 
+def check_whole_number(name: str, value: Any, least: int | None = None, most: int | None = None) -> None:
+    """Raise InputError unless a setting is a whole number within its limits."""
+    if least is None:
+        if not isinstance(value, int):
+            raise InputError(f"{name}={value} must be a whole number")
+    elif not isinstance(value, int) or value < least or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InputError(f"{name}={value} is out of range: it must be a whole number {limits}")
+
+
 def set_threads(cfg: DictConfig) -> None:
     """Use `trainer.threads`, or this job's share of the cores."""
     torch.set_num_threads(cfg.trainer.threads or workers.threads())

@@ -17,7 +17,7 @@ from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from attacks import AdversarialExamples, select_correct, summarise
+from attacks import AdversarialExamples, summarise
 from pipelines import attack, networks, settings, train
 from pipelines.cells import leaf, process
 from pipelines.errors import InputError
@@ -31,7 +31,6 @@ from pipelines.tracking import Tracker
 from qnn.data import ImageData
 from qnn.freezing import freeze
 from qnn.precision import Precision
-from qnn.training import predict
 
 KIND = "transfer"
 TABLE = "transfer.json"
@@ -47,10 +46,8 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"apply={cfg.apply} is unknown: use examples or perturbation")
     if cfg.apply == "perturbation" and cfg.attack.name not in _UNIVERSAL:
         raise InputError(f"attack={cfg.attack.name} has no universal perturbation: use attack=uap or apply=examples")
-    if not isinstance(cfg.count, int) or cfg.count < 1:
-        raise InputError(f"count={cfg.count} is out of range: it must be a whole number of at least 1")
-    if not isinstance(cfg.targets.seed, int):
-        raise InputError(f"targets.seed={cfg.targets.seed} must be a whole number")
+    settings.check_whole_number("count", cfg.count, least=1)
+    settings.check_whole_number("targets.seed", cfg.targets.seed)
     if not isinstance(cfg.targets.bits, ListConfig) or not cfg.targets.bits:
         raise InputError(f"targets.bits={cfg.targets.bits} must be a list, as in targets.bits=[FP,1,2]")
     targets = target_configs(cfg)
@@ -159,13 +156,7 @@ def _on_fresh_images(
         raise InputError("the attack's run has no universal perturbation: redo it with pipelines.attack force=true")
     device = settings.device(cfg)
     net = freeze(source.net.to(device), compile=cfg.trainer.compile)
-    right = select_correct(
-        lambda images: predict(net, images.to(device)),
-        data.test.pixels,
-        data.test.labels,
-        n=len(data.test),
-        seed=cfg.seed,
-    )
+    right = networks.images_right(net, data.test, device, n=len(data.test), seed=cfg.seed)
     fresh = ~torch.isin(right.indices, examples.indices)
     if not bool(fresh.any()):
         raise InputError(f"n={cfg.n} leaves no test image that was not attacked: lower n")

@@ -117,10 +117,10 @@ class Launcher:
 
 
 class Server:
-    """A real MLflow server on an SQLite file in a folder, that can be killed and started again."""
+    """A real MLflow server on an SQLite file and a folder of artifacts, that can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, database: str = "server.db", artifacts: str = "served") -> None:
+        self.database, self.artifacts = folder / database, folder / artifacts
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -131,8 +131,8 @@ class Server:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
-                *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"),
-                *("--artifacts-destination", str(self.folder / "served")),
+                *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.database}"),
+                *("--artifacts-destination", str(self.artifacts)),
             ],
             env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"),
             stdout=subprocess.DEVNULL,

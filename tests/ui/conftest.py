@@ -1,18 +1,15 @@
 """A headless browser, and a small sweep with a tracking server of its own."""
 
-import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import requests
 from mlflow import MlflowClient
 
-from tests.pipelines.conftest import QUICK, runs_of
+from tests.pipelines.conftest import QUICK
+from tests.pipelines.launching import Server, environment, runs_of
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -37,9 +34,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working folder of a finished sweep."""
     folder = tmp_path_factory.mktemp("swept")
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "QNN"))}
     launch = [sys.executable, "-m", "pipelines.attack", "-m", *SWEEP]
-    subprocess.run(launch, cwd=folder, env=ours, check=True, capture_output=True, timeout=900)
+    subprocess.run(launch, cwd=folder, env=environment(), check=True, capture_output=True, timeout=900)
     return folder
 
 
@@ -56,27 +52,7 @@ def parent(client: MlflowClient):
 
 @pytest.fixture(scope="session")
 def server(swept: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    store = [f"--backend-store-uri=sqlite:///{swept / 'mlflow.db'}", f"--artifacts-destination={swept / 'mlartifacts'}"]
-    command = [sys.executable, "-m", "mlflow", "server", *store, f"--port={port}", "--workers=1"]
-    process = subprocess.Popen(command, cwd=swept, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(address, process)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def _wait_for(address: str, process: subprocess.Popen) -> None:
-    deadline = time.time() + 180
-    while time.time() < deadline and process.poll() is None:
-        try:
-            if requests.get(f"{address}/health", timeout=5).ok:
-                return
-        except requests.RequestException:
-            time.sleep(0.5)
-    raise RuntimeError("the MLflow server did not start")
+    server = Server(swept, database="mlflow.db", artifacts="mlartifacts")
+    server.start()
+    yield server.uri
+    server.kill()
