@@ -20,11 +20,14 @@ def test_the_parent_run_says_what_came_out(browser, server, client, parent):
     page.get_by_text("attack sweep, 4 cells").first.wait_for()
     page.get_by_text("Show more").first.click()
     page.get_by_role("cell", name="FP", exact=True).first.wait_for()
-    page.get_by_text("in parallel coordinates, and their images").click()
-    page.get_by_text("Parallel Coordinates").first.wait_for()
-    page.get_by_text("4 matching runs").wait_for()
-    page.get_by_text("width_in_bits").first.wait_for()
-    assert page.get_by_text("No chart data available").count() == 0
+    with browser.expect_page() as opened:
+        page.get_by_text("in parallel coordinates, and their images").click()
+    view = opened.value
+    view.get_by_text("Parallel Coordinates", exact=True).first.wait_for()
+    view.get_by_text("4 matching runs").wait_for()
+    view.get_by_text("width_in_bits").first.wait_for()
+    assert view.get_by_text("No chart data available").count() == 0
+    view.close()
     page.close()
 
 
