@@ -11,15 +11,13 @@ once nobody is between the two steps any more. No clock is needed for that.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,14 @@ from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from pipelines.processes import Process
+
 CLAIM = "claim"
 BEAT_S = 20
 EXPIRES_S = 120
 SWEEP_FOLDER = "QNN_SWEEP_FOLDER"
 _DECISION_S = 10
+_PROCESS = [field.name for field in fields(Process)]
 
 _held: set[str] = set()  # the runs that this process has claimed
 
@@ -111,8 +112,7 @@ class Claim:
 
 def claim_tag(*, firm: bool) -> str:
     """The claim of this process, as it is written."""
-    me = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "process": _process(os.getpid())}
-    return json.dumps({**me, "firm": firm, "time": time.time()})
+    return json.dumps({**asdict(Process.this()), "firm": firm, "time": time.time()})
 
 
 def holder(run: Run) -> dict[str, Any] | None:
@@ -120,10 +120,9 @@ def holder(run: Run) -> dict[str, Any] | None:
     claim = read(run)
     if claim is None or run.info.status in ("FAILED", "KILLED"):
         return None
-    if claim["machine"] == _machine():
-        gone = _process(claim["pid"]) != claim["process"]
-        if gone or (claim["pid"] == os.getpid() and run.info.run_id not in _held):
-            return None
+    process = Process(*(claim[name] for name in _PROCESS))
+    if process.is_gone or (process == Process.this() and run.info.run_id not in _held):
+        return None
     return claim if time.time() - claim["time"] < EXPIRES_S else None
 
 
@@ -131,7 +130,7 @@ def read(run: Run) -> dict[str, Any] | None:
     """The claim on a run, whether it holds or not."""
     try:
         claim = json.loads(run.data.tags.get(CLAIM, ""))
-        return claim if {"host", "machine", "pid", "process", "firm", "time"} <= claim.keys() else None
+        return claim if {*_PROCESS, "firm", "time"} <= claim.keys() else None
     except (ValueError, AttributeError):
         return None
 
@@ -143,25 +142,3 @@ def who(claim: dict[str, Any]) -> str:
 def is_undecided(claim: dict[str, Any]) -> bool:
     """Whether its process is still looking whether to make it firm."""
     return not claim["firm"] and time.time() - claim["time"] < _DECISION_S
-
-
-@functools.cache
-def _machine() -> str:
-    """What tells this machine, since its last start, and this container from others."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _process(pid: int) -> str | None:
-    """When a process of this machine was started, as its id may be given again; None if it is gone."""
-    status = Path(f"/proc/{pid}/stat")
-    if Path("/proc/self/stat").exists():
-        try:
-            state, *fields = status.read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if state in "ZX" else fields[18]
-    listed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return listed.stdout.strip() or None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from pipelines.processes import Process
 
 STATES = ("queued", "running", "done", "failed", "skipped", "interrupted", "deferred", "undelivered")
 _PLAN = "plan.json"
@@ -52,17 +53,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Running:
-    """A cell that a process is at work on; `note` is what it said last."""
+    """What a process is at work on since `started`; `note` is what it said last."""
 
-    pid: int
-    host: str
+    process: Process
     started: float
     note: str = ""
 
-    @property
-    def alive(self) -> bool:
-        """False for a process of this machine that is no more; of other machines nothing is known."""
-        return self.host != socket.gethostname() or _exists(self.pid)
+    @classmethod
+    def read(cls, process: dict[str, Any], **state: Any) -> Running:
+        return cls(Process(**process), **state)
 
 
 class Sweep:
@@ -74,7 +73,7 @@ class Sweep:
         self.title: str = plan["title"]
         self.parent: str = plan["parent"]
         self.store: dict[str, str] = plan["store"]
-        self.launcher = Running(plan["pid"], plan["host"], plan["started"])
+        self.launcher = Running(Process(**plan["process"]), plan["started"])
         self.on_terminal: bool = plan["on_terminal"]
         self.cells = [Cell(**cell) for cell in plan["cells"]]
         self._numbers = {cell.key: number for number, cell in enumerate(self.cells, 1)}
@@ -93,13 +92,12 @@ class Sweep:
     ) -> Sweep:
         """Write a plan; `store` is the address (uri) and the study where its cells are tracked."""
         folder.mkdir(parents=True)
-        launcher = Running(os.getpid(), socket.gethostname(), time.time())
+        launcher = Running(Process.this(), time.time())
         plan = {
             "title": title,
             "parent": parent,
             "store": store or {},
-            "pid": launcher.pid,
-            "host": launcher.host,
+            "process": asdict(launcher.process),
             "started": launcher.started,
             "on_terminal": on_terminal,
             "cells": [asdict(cell) for cell in cells],
@@ -109,7 +107,7 @@ class Sweep:
 
     def begin(self, key: str, note: str = "", *, of: Running | None = None) -> Running:
         """Write down that this process is at work on a cell, or with `of` what it is at now."""
-        now = replace(of, note=note) if of else Running(os.getpid(), socket.gethostname(), time.time(), note)
+        now = replace(of, note=note) if of else Running(Process.this(), time.time(), note)
         with suppress(OSError):  # a full disk is no reason to stop what is under way
             _write(self.folder / f"{key}.running", asdict(now))
         return now
@@ -131,7 +129,7 @@ class Sweep:
         found = {}
         for key in self._written(".running"):
             try:
-                found[key] = Running(**json.loads((self.folder / f"{key}.running").read_text()))
+                found[key] = Running.read(**json.loads((self.folder / f"{key}.running").read_text()))
             except FileNotFoundError:
                 continue  # it has just ended
         return dict(sorted(found.items(), key=lambda item: item[1].started))
@@ -141,14 +139,14 @@ class Sweep:
         at_work, ended = self.at_work(), self.outcomes()
         found = {cell.key: "queued" for cell in self.cells}
         found |= {key: "skipped" if end.status == "complete" else end.status for key, end in ended.items()}
-        return found | {key: "running" if work.alive else "interrupted" for key, work in at_work.items()}
+        return found | {key: "interrupted" if work.process.is_gone else "running" for key, work in at_work.items()}
 
     def position(self, key: str) -> str:
         return f"[{self._numbers[key]:>{len(str(len(self.cells)))}}/{len(self.cells)}]"
 
     def is_over(self) -> bool:
         """Whether nothing will come any more: every cell has ended, or the launching process has."""
-        return self.is_finished() or not self.launcher.alive
+        return self.is_finished() or self.launcher.process.is_gone
 
     def is_finished(self) -> bool:
         return sum(outcome.status != "deferred" for outcome in self.outcomes().values()) == len(self.cells)
@@ -170,7 +168,7 @@ class Sweep:
         if not spent or self.is_over():
             return elapsed
         means = {group: sum(seconds) / len(seconds) for group, seconds in spent.items()}
-        running = {key: work for key, work in self.at_work().items() if work.alive}
+        running = {key: work for key, work in self.at_work().items() if not work.process.is_gone}
         waiting = Counter(cell.group for cell in self.cells if cell.key not in ended)
         total = sum(means.get(group, 0.0) * count for group, count in waiting.items())
         group_of = {cell.key: cell.group for cell in self.cells}
@@ -214,13 +212,3 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     scratch.write_text(json.dumps(content, indent=1))
     scratch.replace(path)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -81,10 +81,10 @@ def _groups(sweep: Sweep, states: dict[str, str], room: int) -> Table:
 def _running(at_work: Sequence[tuple[str, Running]], room: int) -> Table:
     found = _lines()
     for label, work in at_work[:room]:
-        if work.alive:
-            found.add_row(Text("▶", "cyan"), label, duration(time.time() - work.started), Text(work.note, "dim"))
-        else:
+        if work.process.is_gone:
             found.add_row(Text("■", "yellow"), label, Text("interrupted", "yellow"), Text(work.note, "dim"))
+        else:
+            found.add_row(Text("▶", "cyan"), label, duration(time.time() - work.started), Text(work.note, "dim"))
     return _and_more(found, len(at_work) - room)
 
 
@@ -167,7 +167,7 @@ class Watch:
     def _tell_notes(self) -> None:
         labels = {cell.key: cell.label for cell in self._sweep.cells}
         for key, work in self._sweep.at_work().items():
-            if work.alive and work.note != self._notes.get(key, ""):
+            if not work.process.is_gone and work.note != self._notes.get(key, ""):
                 self._notes[key] = work.note
                 say(f"{labels[key]}: {work.note}")
 

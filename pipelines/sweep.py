@@ -44,6 +44,7 @@ from pipelines.errors import InputError
 from pipelines.findings import attach
 from pipelines.fingerprints import fingerprint
 from pipelines.plan import Cell, Outcome, Sweep, duration
+from pipelines.processes import Process
 from pipelines.progress import heard_by, say
 from pipelines.results import Facts
 from pipelines.settings import one_line, work_folder
@@ -61,7 +62,7 @@ def run_job(pipeline: Pipeline, cfg: DictConfig, folder: Path) -> None:
     key = fingerprint(pipeline.identity(cfg))
     if any(cell.key == key and cell.complete for cell in sweep.cells):
         return
-    if sweep.on_terminal and os.getpid() != sweep.launcher.pid:
+    if sweep.on_terminal and sweep.launcher.process != Process.this():
         _redirect_output(folder)
     begun = sweep.begin(key)
     started = time.perf_counter()

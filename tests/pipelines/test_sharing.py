@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipelines import claims
+from pipelines import claims, processes
 from pipelines.tracking import Tracker
 from tests.pipelines.conftest import runs_of
 from tests.pipelines.launching import Launcher, complete
@@ -73,14 +73,14 @@ def test_claims_of_dead_processes_and_old_claims_do_not_hold(workspace: Path, mo
     with pytest.raises(claims.BusyError, match="in work by process"):
         tracker.claim(facts)
     with monkeypatch.context() as later:
-        later.setattr(claims, "_process", lambda pid: "another start")
+        later.setattr(processes, "birth", lambda pid: "another start")
         tracker.bury()
         (run,) = runs_of(client, "attack")
         assert (run.info.run_id, run.info.status) == (claim.run_id, "KILLED")
         assert run.data.tags["failure"] == "its process ended before it did"
     claim = tracker.claim(facts)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(claims, "_machine", lambda: "another")
+        elsewhere.setattr(processes, "machine", lambda: "another")
         with pytest.raises(claims.BusyError):
             tracker.claim(facts)
         elsewhere.setattr(claims, "EXPIRES_S", 0)

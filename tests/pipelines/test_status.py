@@ -71,7 +71,7 @@ def test_a_sweep_whose_launcher_is_gone_is_interrupted(sweep):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     plan = json.loads((sweep.folder / "plan.json").read_text())
-    (sweep.folder / "plan.json").write_text(json.dumps({**plan, "pid": dead.pid}))
+    (sweep.folder / "plan.json").write_text(json.dumps({**plan, "process": {**plan["process"], "pid": dead.pid}}))
     left = Sweep(sweep.folder)
     assert left.is_over()
     assert "interrupted (run it again to go on)" in drawn(left)
