@@ -107,11 +107,16 @@ def _from_file(uri: str, kind: str, studies: Sequence[str]) -> list[_Run]:
 
 
 def _query(uri: str, text: str, *values: str) -> list[tuple[Any, ...]]:
-    """The rows of a query; none where there is no store yet."""
+    """The rows of a query; none where there is no store yet.
+
+    The file is opened for writing as well, where that is allowed, because SQLite itself has to take back what a
+    killed process wrote last.
+    """
     path = Path(uri.removeprefix(_SQLITE))
     if not path.exists():
         return []
-    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S)) as database:
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=_BUSY_TIMEOUT_S)) as database:
+        database.execute("PRAGMA query_only = ON")
         begun = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'latest_metrics'").fetchone()
         return database.execute(text, values).fetchall() if begun else []
 

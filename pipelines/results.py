@@ -188,6 +188,11 @@ def folders(work: Path) -> list[Path]:
     return sorted(found, key=lambda folder: (folder / FACTS).stat().st_mtime_ns)
 
 
+def partial(work: Path) -> dict[str, Path]:
+    """The folders that a process is at work on or was killed at, by fingerprint."""
+    return {path.name.removesuffix(_PARTIAL): path for path in (work / "results").glob(f"*{_PARTIAL}")}
+
+
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / FACTS)
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,5 +1,9 @@
 """A file is read by SQL, a server through MLflow: both must say the same of the same store."""
 
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +12,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from analysis import store
+
+DIES_WHILE_WRITING = """
+import os, signal, sqlite3, sys
+database = sqlite3.connect(sys.argv[1])
+database.execute("PRAGMA cache_size = 1")  # so that pages are written before the transaction ends
+database.execute("UPDATE tags SET value = 'lost' || hex(zeroblob(3000))")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +93,25 @@ def test_a_store_that_is_not_there_yet_has_no_runs_and_is_not_made(tmp_path):
     assert store.load_runs("attack", uri).empty
     assert store.complete_fingerprints(uri) == set()
     assert not any(tmp_path.iterdir())
+
+
+def test_a_store_whose_writer_was_killed_is_read_as_it_was_before(uri, tmp_path):
+    path = tmp_path / "mlflow.db"
+    shutil.copy(uri.removeprefix("sqlite:///"), path)
+    before = store.complete_fingerprints(f"sqlite:///{path}")
+    killed = subprocess.run([sys.executable, "-c", DIES_WHILE_WRITING, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert Path(f"{path}-journal").stat().st_size > 0
+    assert store.complete_fingerprints(f"sqlite:///{path}") == before
+
+
+def test_a_store_that_may_only_be_read_is_read(uri, tmp_path):
+    path = tmp_path / "mlflow.db"
+    shutil.copy(uri.removeprefix("sqlite:///"), path)
+    path.chmod(0o444)
+    before = path.read_bytes()
+    assert store.complete_fingerprints(f"sqlite:///{path}") == store.complete_fingerprints(uri)
+    assert path.read_bytes() == before
 
 
 def test_a_store_that_is_just_being_made_has_no_runs(tmp_path):

@@ -22,18 +22,30 @@ SWEEP = (
 )
 CELLS, NETWORKS = 4, 2
 PATIENCE_S = 120
+PHASES = ("training", "attacking", "delivering")
+LATER_ON = ("attacking", "delivering", "any")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(preloaded: Launcher, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    status, said = preloaded(folder, *SWEEP)
-    assert status == 0, said
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        enter(folder, monkeypatch)
-        found = contents(MlflowClient(f"sqlite:///{folder / 'mlflow.db'}"))
-    assert len(found) == CELLS + NETWORKS
-    return found
+def undisturbed(preloaded: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict]:
+    """What is in the store after a sweep over that many attack seeds."""
+
+    @functools.cache
+    def run(seeds: int) -> dict:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        status, said = preloaded(folder, *SWEEP, over(seeds))
+        assert status == 0, said
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            enter(folder, monkeypatch)
+            found = contents(MlflowClient(f"sqlite:///{folder / 'mlflow.db'}"))
+        assert len(found) == CELLS * seeds + NETWORKS
+        return found
+
+    return run
+
+
+def over(seeds: int) -> str:
+    return f"seed={','.join(map(str, range(seeds)))}"
 
 
 def phase(folder: Path) -> str:
@@ -61,24 +73,24 @@ def moment(folder: Path, chance: random.Random, wanted: str) -> Callable[[int], 
     return reached
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.full)])
-def test_a_sweep_killed_at_random_moments_ends_as_if_undisturbed(preloaded, undisturbed, workspace, client, kills):
+@pytest.mark.parametrize(("kills", "seeds"), [(3, 1), pytest.param(20, 6, marks=pytest.mark.full)])
+def test_a_sweep_killed_at_random_moments_ends_as_if_undisturbed(
+    preloaded, undisturbed, workspace, client, kills, seeds
+):
     chance = random.Random(kills)
-    phases = ["training", "attacking", "delivering", "any", "any"]
+    in_training = kills // 4 or 1  # no network is left to be trained later on
     hit: Counter[str] = Counter()
     for number in range(kills):
-        wanted = phases[number % len(phases)]
-        status, said = preloaded(workspace, *SWEEP, stop=moment(workspace, chance, wanted))
-        hit[phase(workspace)] += status == -signal.SIGKILL
-        assert status in (-signal.SIGKILL, 0), said
+        wanted = "training" if number < in_training else LATER_ON[(number - in_training) % len(LATER_ON)]
+        status, said = preloaded(workspace, *SWEEP, over(seeds), stop=moment(workspace, chance, wanted))
+        assert status == -signal.SIGKILL, said
         assert "waiting" not in said
         assert "put off" not in said
-    status, said = preloaded(workspace, *SWEEP)
+        hit[phase(workspace)] += 1
+    status, said = preloaded(workspace, *SWEEP, over(seeds))
     assert status == 0, said
-    assert sum(hit.values()) == kills, hit
-    if kills > len(phases):
-        assert min(hit[phase] for phase in ("training", "attacking", "delivering")) > 0, hit
-    assert not differences(contents(client), undisturbed)
+    assert kills < 20 or min(hit[phase] for phase in PHASES) > 0, hit
+    assert not differences(contents(client), undisturbed(seeds))
     assert {run.info.status for run in runs_of(client, "sweep")} == {"FINISHED"}
     assert not list((workspace / "outputs" / "results").iterdir())
     assert not list((workspace / "outputs" / "training").iterdir())
@@ -136,7 +148,7 @@ def test_a_checkpoint_that_was_cut_short_is_set_aside(preloaded, undisturbed, wo
     assert status == 0, said
     assert "last.ckpt is damaged: it was set aside, the training begins anew" in said
     (found,) = contents(client).items()
-    assert not differences(dict([found]), {found[0]: undisturbed[found[0]]})
+    assert not differences(dict([found]), {found[0]: undisturbed(1)[found[0]]})
 
 
 @pytest.fixture
