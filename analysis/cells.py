@@ -11,9 +11,10 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from pandas.core.groupby import DataFrameGroupBy
 
 from analysis import published
+from analysis.statistics import wilson_interval
 
 STUDY_BITS = ("FP", "1", "2", "4", "8", "12", "16")
 ATTACKS = ("fgsm", "jsma", "uap", "cw", "boundary")
@@ -67,8 +68,7 @@ def cell_table(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs.sort_values(_REPLICATE, key=lambda seeds: seeds.astype(int), kind="stable")
     settings = [name for name in params if name != _REPLICATE]
     runs = runs.assign(variant=_variants(runs, settings))
-    rows = [_cell(group) for _, group in runs.groupby(settings, sort=False)]
-    table = _with_published(pd.DataFrame(rows))
+    table = _with_published(_summed_up(runs, runs.groupby(settings, sort=False)))
     return table.sort_values(["data", "model", "attack", "variant", "bits"], key=_order, ignore_index=True).reindex(
         columns=TIDY
     )
@@ -92,28 +92,31 @@ def _variants(runs: pd.DataFrame, settings: list[str]) -> pd.Series:
     return labels.str.replace("n_requested=", "n=", regex=False)
 
 
-def _cell(group: pd.DataFrame) -> dict[str, object]:
-    counts = group["metrics.n"].astype(int)
-    kept = (group["metrics.adversarial_accuracy"] * counts).round().sum()
-    interval = binomtest(int(kept), int(counts.sum())).proportion_ci(method="wilson")
-    row: dict[str, object] = {name.removeprefix("params."): group[name].iloc[0] for name in _AXES}
-    row |= {
-        "variant": group["variant"].iloc[0],
-        "n": int(counts.min()),
-        "n_total": int(counts.sum()),
-        "seeds": len(group),
-        "seed_list": " ".join(group[_REPLICATE]),
-        "adversarial_accuracy_low": interval.low,
-        "adversarial_accuracy_high": interval.high,
-        "gave_up": int(group["metrics.gave_up"].sum()),
-        "superseded_runs": int(group["superseded"].sum()),
-        "as_published": is_as_published(group.iloc[0].to_dict()),
-    }
+def _summed_up(runs: pd.DataFrame, cells: DataFrameGroupBy) -> pd.DataFrame:
+    """One row per cell, of the runs that are its replicates."""
+    first = cells.first().reset_index()
+    n = cells["metrics.n"]
+    kept = (runs["metrics.adversarial_accuracy"] * runs["metrics.n"]).round().groupby(cells.ngroup()).sum()
+    low, high = wilson_interval(kept, n.sum())
+    table = pd.DataFrame(
+        {
+            **{name.removeprefix("params."): first[name] for name in (*_AXES, "variant")},
+            "n": n.min().to_numpy(int),
+            "n_total": n.sum().to_numpy(int),
+            "seeds": cells.size().to_numpy(),
+            "seed_list": cells[_REPLICATE].agg(" ".join).to_numpy(),
+            "adversarial_accuracy_low": low,
+            "adversarial_accuracy_high": high,
+            "gave_up": cells["metrics.gave_up"].sum().to_numpy(int),
+            "superseded_runs": cells["superseded"].sum().to_numpy(int),
+            "as_published": [is_as_published(run) for run in first.to_dict("records")],
+        }
+    )
     for name in ("adversarial_accuracy", *DISTANCES, "l2_median", "clean_accuracy", "seconds"):
-        values = group[f"metrics.{name}"] if f"metrics.{name}" in group else pd.Series([np.nan])
-        row[name] = values.mean()
-        row[f"{name}_sd"] = values.std()
-    return row
+        known = f"metrics.{name}" in runs
+        table[name] = cells[f"metrics.{name}"].mean().to_numpy() if known else np.nan
+        table[f"{name}_sd"] = cells[f"metrics.{name}"].std().to_numpy() if known else np.nan
+    return table
 
 
 def _with_published(table: pd.DataFrame) -> pd.DataFrame:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from analysis.cells import bits_order
+from analysis.statistics import wilson_interval
 from analysis.study import Study
 
 DEFENCES = {
@@ -69,8 +69,8 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval over images."""
-        interval = binomtest(self.hits, self.n).proportion_ci(method="wilson")
-        return float(interval.low), float(interval.high)
+        low, high = wilson_interval(self.hits, self.n)
+        return float(low), float(high)
 
     @property
     def spread(self) -> float:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import binom, norm
+from scipy.stats import binom, binomtest, norm
 
 from analysis.statistics import (
     DRAWS,
@@ -11,6 +11,7 @@ from analysis.statistics import (
     mean_estimate,
     rank_correlation,
     rate_estimate,
+    wilson_interval,
 )
 
 NAN = float("nan")
@@ -27,6 +28,16 @@ def hits(k, n):
 def width(estimate):
     low, high = estimate.interval
     return high - low
+
+
+def test_wilson_intervals_are_those_of_scipy():
+    n = np.array([1, 1, 10, 10, 1000, 1000, 1000])
+    k = np.array([0, 1, 0, 7, 0, 300, 1000])
+    tests = [binomtest(int(hits), int(of)).proportion_ci(method="wilson") for hits, of in zip(k, n, strict=True)]
+    low, high = wilson_interval(k, n)
+    assert low == pytest.approx([interval.low for interval in tests], abs=1e-12)
+    assert high == pytest.approx([interval.high for interval in tests], abs=1e-12)
+    assert (low.min(), high.max()) == (0, 1)
 
 
 def test_the_mean_is_over_attack_seeds_and_then_over_training_seeds():
