@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+INSTALL := $(RUN) -m pip install --constraint constraints.txt --config-settings editable_mode=compat --editable
 
 .PHONY: quickstart test test-full lint ui server tables paper docs
 
@@ -46,9 +47,9 @@ docs: $(STAMP)  ## this project's documentation, in docs/_build/html
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --constraint constraints.txt --config-settings editable_mode=compat --editable ".[dev,docs]"
+	$(INSTALL) ".[dev,docs]"
 	touch $(STAMP)
 
 $(VENV)/.extra-%: $(STAMP)
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+	$(INSTALL) ".[$*]"
 	touch $@

@@ -172,7 +172,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
                 **summarise(record),
                 **outcome.extra,
                 "clean_accuracy": _clean_accuracy(cfg, source),
-                "width_in_bits": Precision.parse(cfg.bits).weights or 32,
+                **_width(cfg),
                 "forwards_per_image": outcome.forwards / len(selection),
                 "backwards_per_image": outcome.backwards / len(selection),
                 "seconds": seconds,
@@ -215,6 +215,11 @@ def _described(cfg: DictConfig, source: networks.Network) -> dict[str, str]:
     if cfg.inference == "fixed":
         return {"network": fingerprint}
     return {"network": fingerprint.partition("@")[0], "inference": "random", "bits": "random"}
+
+
+def _width(cfg: DictConfig) -> dict[str, int]:
+    """The width as a number, for charts that take no words; none where one is drawn for each image."""
+    return {} if cfg.inference == "random" else {"width_in_bits": Precision.parse(cfg.bits).weights or 32}
 
 
 def _clean_accuracy(cfg: DictConfig, source: networks.Network) -> float:
