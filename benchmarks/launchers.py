@@ -1,8 +1,8 @@
 """Cells per hour by launcher: ``python -m benchmarks.launchers --out benchmarks/launchers.md``.
 
 The same sweep of attacks on networks that are trained before, launched one cell after the other and by 2 and 4
-workers of joblib, each time as a new process in a study that has no cells. The launchers take turns, `--repeats` times,
-so that what else the machine does meets them alike.
+workers of joblib, each time as a new process that redoes every cell. The launchers take turns, `--repeats` times, so
+that what else the machine does meets them alike.
 """
 
 from __future__ import annotations
@@ -55,10 +55,9 @@ def main() -> None:
     taken: dict[str, list[float]] = {name: [] for name in LAUNCHERS}
     with tempfile.TemporaryDirectory() as folder:
         sweep(Path(folder), "train", *NETWORKS)
-        for repeat in range(chosen.repeats):
-            for name, launcher in LAUNCHERS.items():
-                asked = [f"attack={chosen.attacks}", f"seed={seeds}", f"n={chosen.n}", f"study={name[:6]}{repeat}"]
-                taken[name].append(sweep(Path(folder), "attack", *NETWORKS, *asked, *launcher, "force=true"))
+        asked = [f"attack={chosen.attacks}", f"seed={seeds}", f"n={chosen.n}", "force=true"]
+        for name, launcher in list(LAUNCHERS.items()) * chosen.repeats:
+            taken[name].append(sweep(Path(folder), "attack", *NETWORKS, *asked, *launcher))
     rows = [
         {
             "launcher": name,

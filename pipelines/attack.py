@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -27,7 +25,7 @@ from attacks import (
     summarise,
 )
 from attacks.parameters import accepted_parameters
-from pipelines import networks, settings, train
+from pipelines import networks, settings, train, victims
 from pipelines.cells import leaf
 from pipelines.errors import InputError
 from pipelines.pictures import save_grid, save_patches, triptych
@@ -35,9 +33,6 @@ from pipelines.progress import note
 from pipelines.results import Result
 from pipelines.tracking import Tracker
 from qnn.data import ImageData
-from qnn.freezing import freeze
-from qnn.precision import Precision
-from qnn.switchable import MeanProbability, RandomWidth, at_width
 from qnn.training import predict
 
 KIND = "attack"
@@ -51,32 +46,18 @@ PROGRESS = "progress.json"
 
 
 def check(cfg: DictConfig) -> None:
-    networks.check(cfg)
+    victims.check(cfg)
     settings.attack_parameters(cfg)
     settings.check_whole_number("n", cfg.n, least=1)
     settings.check_whole_number("seed", cfg.seed)
     classes = len(settings.load_data(cfg).class_names)
     _check_crafting(cfg)
-    _check_widths(cfg)
     _rehearse(cfg, settings.load_data(cfg).shape)
     target = cfg.attack.get("target")
     try:
         choose_targets(target, torch.zeros(1, classes), torch.zeros(1, dtype=torch.int64), seed=0)
     except ValueError as error:
         raise InputError(str(error)) from error
-
-
-def _check_widths(cfg: DictConfig) -> None:
-    widths = settings.trained_widths(cfg)
-    if cfg.surrogate is not None and str(cfg.surrogate) not in (*widths, *(["all"] if widths else [])):
-        has = f"all or one of {', '.join(widths)}" if widths else "a network of several widths (defence.widths)"
-        raise InputError(f"surrogate={cfg.surrogate} is not there: it needs {has}")
-    if cfg.inference not in ("fixed", "random"):
-        raise InputError(f"inference={cfg.inference} is unknown: use fixed or random")
-    if cfg.inference == "random" and not widths:
-        raise InputError(
-            "inference=random draws a width for each image: it needs a network of several (defence.widths)"
-        )
 
 
 def _rehearse(cfg: DictConfig, shape: tuple[int, int, int]) -> None:
@@ -106,7 +87,7 @@ def _check_crafting(cfg: DictConfig) -> None:
 def identity(cfg: DictConfig) -> dict[str, Any]:
     return {
         "kind": "attack",
-        **_victim_identity(cfg),
+        **victims.identity(cfg),
         "data": settings.load_data(cfg).digest,
         "attack": cfg.attack.name,
         "variant": cfg.attack.variant,
@@ -120,32 +101,24 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
-def _victim_identity(cfg: DictConfig) -> dict[str, Any]:
-    data = settings.load_data(cfg)
-    if cfg.inference == "random":
-        return {"network": networks.trained_fingerprint(cfg, data), "inference": "random"}
-    return {"network": networks.network_fingerprint(cfg, data)}
-
-
 def label(cfg: DictConfig) -> str:
-    victim = train.network_name(cfg) if cfg.inference == "fixed" else f"{train.trained_name(cfg)}, widths drawn"
-    return f"{cfg.attack.name} on {victim}, seed {cfg.seed}"
+    return f"{cfg.attack.name} on {victims.name(cfg)}, seed {cfg.seed}"
 
 
 def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> Result:
     """Attack one network and track it: figures, per-image table, pictures, adversarial examples."""
     data = settings.load_data(cfg)
-    source = networks.obtain(cfg, data, tracker, parent)
     device = settings.device(cfg)
-    net = _victim(cfg, source, device)
+    victim = victims.obtain(cfg, data, tracker, parent, device)
+    net = victim.net
     note("choosing images", of=label(cfg))
     selection = networks.images_right(net, data.test, device, n=cfg.n, seed=cfg.seed)
     x, y = data.test.pixels(selection.indices).to(device), selection.labels.to(device)
     clean_logits = predict(net, x)
     targets = choose_targets(cfg.attack.get("target"), clean_logits, y, seed=cfg.seed)
-    params = {**train.parameters(cfg, data), **_parameters(cfg), **_described(cfg, source)}
+    params = {**train.parameters(cfg, data), **_parameters(cfg), **victim.params}
     about = (
-        f"{cfg.attack.name} ({cfg.attack.variant}) against {train.network_name(cfg)}"
+        f"{cfg.attack.name} ({cfg.attack.variant}) against {victims.name(cfg)}"
         f" on {len(selection)} images of {data.name}."
     )
     with leaf(
@@ -157,12 +130,12 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         params=params,
         parent=parent,
         note=about,
-        source=source.source,
+        source=victim.source,
     ) as result:
         result.log_data(data, context="attack")
         note(f"attacking {len(selection)} images", of=label(cfg))
         started = time.perf_counter()
-        outcome = _attack(cfg, _attacked_network(cfg, source, net, device), x, y, targets, data)
+        outcome = _attack(cfg, victim.made_on, x, y, targets, data)
         seconds = time.perf_counter() - started
         record = per_image_record(
             selection.indices.to(device), y, x, outcome.x_adv, clean_logits, predict(net, outcome.x_adv), targets
@@ -171,8 +144,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             {
                 **summarise(record),
                 **outcome.extra,
-                "clean_accuracy": _clean_accuracy(cfg, source),
-                **_width(cfg),
+                **victim.metrics,
                 "forwards_per_image": outcome.forwards / len(selection),
                 "backwards_per_image": outcome.backwards / len(selection),
                 "seconds": seconds,
@@ -201,49 +173,6 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         for step, (clean, adversarial) in enumerate(zip(x[shown], outcome.x_adv[shown], strict=True)):
             result.log_image(triptych(clean, adversarial), key="clean_adversarial_difference", step=step)
     return result
-
-
-def _victim(cfg: DictConfig, source: networks.Network, device: torch.device) -> torch.nn.Module:
-    """The network under attack, which runs at `bits` or, with ``inference=random``, at a width drawn for each image."""
-    if cfg.inference == "fixed":
-        return freeze(source.net.to(device), compile=cfg.trainer.compile)
-    return RandomWidth(_frozen(cfg, source, settings.trained_widths(cfg), device), seed=cfg.seed)
-
-
-def _described(cfg: DictConfig, source: networks.Network) -> dict[str, str]:
-    fingerprint = source.description["fingerprint"]
-    if cfg.inference == "fixed":
-        return {"network": fingerprint}
-    return {"network": fingerprint.partition("@")[0], "inference": "random", "bits": "random"}
-
-
-def _width(cfg: DictConfig) -> dict[str, int]:
-    """The width as a number, for charts that take no words; none where one is drawn for each image."""
-    return {} if cfg.inference == "random" else {"width_in_bits": Precision.parse(cfg.bits).weights or 32}
-
-
-def _clean_accuracy(cfg: DictConfig, source: networks.Network) -> float:
-    if cfg.inference == "fixed":
-        return source.description["test_accuracy"]
-    return fmean(source.description["test_accuracies"].values())
-
-
-def _frozen(
-    cfg: DictConfig, source: networks.Network, widths: Sequence[str], device: torch.device
-) -> list[torch.nn.Module]:
-    assert source.switchable is not None
-    return [freeze(at_width(source.switchable, width).to(device), compile=cfg.trainer.compile) for width in widths]
-
-
-def _attacked_network(
-    cfg: DictConfig, source: networks.Network, victim: torch.nn.Module, device: torch.device
-) -> torch.nn.Module:
-    """What the attack is made on: the victim, or its surrogate among the network's other widths."""
-    if cfg.surrogate is None:
-        return victim
-    widths = settings.trained_widths(cfg) if cfg.surrogate == "all" else (str(cfg.surrogate),)
-    frozen = _frozen(cfg, source, widths, device)
-    return frozen[0] if len(frozen) == 1 else MeanProbability(frozen)
 
 
 def _surrogate(cfg: DictConfig) -> dict[str, Any]:

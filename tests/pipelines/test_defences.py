@@ -162,6 +162,7 @@ def test_inference_at_random_widths_is_one_cell_whatever_the_bits(attacked, shar
     common = (*SMALL, "defence=dwq_patch", "defence.objective.adversary.max_iter=1", "training.epochs=2", *PATCH)
     run = attacked(*common, "inference=random")
     assert run.data.params["inference"] == run.data.params["bits"] == "random"
+    assert "width_in_bits" not in run.data.metrics
     trained = shared_store.get_run(run.data.tags["source_run_id"]).data.metrics
     accuracies = [trained[f"test_accuracy.{width}"] for width in ("FP", "8", "5", "4", "2")]
     assert run.data.metrics["clean_accuracy"] == pytest.approx(sum(accuracies) / 5)
