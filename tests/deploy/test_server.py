@@ -12,7 +12,7 @@ from analysis.store import load_runs
 from tests.deploy.conftest import clean_environment, serving
 from tests.pipelines.conftest import QUICK, runs_of
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("server")]
 SHORT = [*QUICK, "+training.steps_per_epoch=3"]
 PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
@@ -66,6 +66,15 @@ def test_train_sweep_resume_evaluate_transfer_and_tables(run, uri, tmp_path):
     assert "Table 6" in run("analysis.tables", "--out", str(tmp_path / "tables"))
     assert (tmp_path / "tables" / "cells.csv").read_text().count("\n") == 5
     assert len(load_runs("attack", uri)) == 8
+
+
+def test_the_widths_of_a_network_are_compared(run, uri):
+    widths = ["quantizer=uniform", "model.net.width=4", "defence.widths=[FP,2]", "compare=[FP,2]", *SHORT]
+    patch = ["attack.max_iter=2", "attack.craft=attacked", "images=10", "stride=14"]
+    for pipeline, more in (("alignment", ["n=40"]), ("sensitivity", patch)):
+        run(f"pipelines.{pipeline}", *widths, *more)
+        assert "already complete" in run(f"pipelines.{pipeline}", *widths, *more)
+        assert len(runs_of(MlflowClient(uri), pipeline)) == 1
 
 
 def test_nothing_but_the_server_itself_reaches_its_database(uri, enterable):

@@ -6,7 +6,7 @@ import pytest
 
 from analysis.report import main
 
-pytestmark = pytest.mark.full
+pytestmark = [pytest.mark.full, pytest.mark.xdist_group("ui")]
 
 
 @pytest.fixture(scope="module")
