@@ -35,8 +35,8 @@ from attacks.evaluation import Evaluator
 from attacks.losses import logit
 from qnn import data as datasets
 from qnn.checkpoint import read_description, rebuild
+from qnn.evaluation import predict
 from qnn.freezing import freeze
-from qnn.training import predict
 
 SEED = 0
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {

@@ -16,8 +16,8 @@ from torch import nn
 from benchmarks.attacks import typical
 from qnn import data as datasets
 from qnn.checkpoint import read_description, rebuild
+from qnn.evaluation import predict
 from qnn.freezing import freeze
-from qnn.training import predict
 
 
 def compare(folder: Path, root: str) -> dict[str, object]:

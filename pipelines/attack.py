@@ -33,7 +33,7 @@ from pipelines.progress import note
 from pipelines.results import Result
 from pipelines.tracking import Tracker
 from qnn.data import ImageData
-from qnn.training import predict
+from qnn.evaluation import predict
 
 KIND = "attack"
 _CRAFTING = {"craft": "attacked", "craft_n": 1, "universal": True}

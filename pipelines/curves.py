@@ -1,4 +1,4 @@
-"""Curves of a training: kept on disk as they come, and shown live where the tracking store can be reached."""
+"""What a training says as it goes: its curves, kept on disk and shown live where the store can be reached; notes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers.logger import Logger
 
+from pipelines.progress import note
 from pipelines.results import now_ms
 from pipelines.tracking import STORE_ERRORS, Tracker
 
@@ -69,3 +72,15 @@ class Curves(Logger):
             self._sent = len(points)
         except STORE_ERRORS:
             self._not_before = time.monotonic() + _RETRY_S
+
+
+class Epochs(Callback):
+    """Notes the validation accuracy after each epoch."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        accuracy = float(trainer.callback_metrics["val_accuracy"])
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        note(f"{epoch}, validation accuracy {accuracy:.2%}", of=f"training {self._name}")

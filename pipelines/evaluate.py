@@ -27,8 +27,8 @@ from pipelines.progress import say
 from pipelines.results import Result
 from pipelines.tracking import Tracker
 from qnn.data import Split
+from qnn.evaluation import EVALUATION_BATCH, evaluate, predict
 from qnn.freezing import freeze
-from qnn.training import EVALUATION_BATCH, evaluate, predict
 
 KIND = "evaluate"
 

@@ -19,9 +19,9 @@ from pipelines.fingerprints import fingerprint, plain, quantizer_identity
 from pipelines.tracking import Tracker
 from qnn.checkpoint import CheckpointError, load_weights, read_description
 from qnn.data import ImageData, Split
+from qnn.evaluation import EVALUATION_BATCH, evaluate, predict
 from qnn.precision import Precision
 from qnn.switchable import add_width, at_width, widths_of
-from qnn.training import EVALUATION_BATCH, evaluate, predict
 
 _NEEDED = {"fingerprint", "model", "net", "quantizer", "bits", "test_accuracy"}
 CALIBRATION_IMAGES = 2000

@@ -28,9 +28,9 @@ from pipelines.tracking import download
 from pipelines.train import ARTIFACT
 from qnn.checkpoint import WEIGHTS, CheckpointError, read_description, rebuild, save_packed
 from qnn.data import ImageData
+from qnn.evaluation import evaluate
 from qnn.packing import packed_length
 from qnn.released import FOLDER, descriptions
-from qnn.training import evaluate
 
 README = "README.md"
 _INTRODUCTION = """# Released networks

@@ -10,7 +10,7 @@ import torch
 from mlflow.pyfunc import PythonModel
 
 from qnn.checkpoint import rebuild
-from qnn.training import predict
+from qnn.evaluation import predict
 
 
 class StoredNetwork(PythonModel):

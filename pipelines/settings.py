@@ -29,8 +29,8 @@ from qnn.data import ImageData
 from qnn.defences import Defence
 from qnn.precision import Precision
 from qnn.quantizers import Quantizer
+from qnn.recipes import Recipe
 from qnn.switchable import switchable
-from qnn.training import Recipe
 
 # keys of a conf/data and conf/attack file that are not arguments of its function
 DATA_META = {"name", "function", "hyperparameters"}

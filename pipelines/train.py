@@ -8,23 +8,21 @@ import time
 from statistics import fmean
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from pipelines import released, settings
 from pipelines.cells import leaf, process
-from pipelines.curves import Curves
 from pipelines.errors import InputError
 from pipelines.fingerprints import UNDEFENDED, network_identity, plain, quantizer_identity
-from pipelines.progress import note, say
+from pipelines.progress import say
 from pipelines.results import Result
 from pipelines.tracking import Tracker, flatten
 from qnn.checkpoint import is_own, load_weights, read_description, save_network
 from qnn.data import ImageData
+from qnn.evaluation import evaluate
 from qnn.precision import Precision
 from qnn.switchable import at_every_width, at_width, widths_of
-from qnn.training import TrainingDivergedError, evaluate, set_aside_damaged, train
 
 KIND = "train"
 ARTIFACT = "network"
@@ -73,6 +71,12 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     The MLflow model is left out where the model or the quantiser is not this package's: loading a stored network
     must not run code that its description names.
     """
+    # Lightning takes seconds to import, which attacks on trained networks do not wait for
+    from pytorch_lightning import seed_everything
+
+    from pipelines.curves import Curves, Epochs
+    from qnn.training import TrainingDivergedError, set_aside_damaged, train
+
     data = settings.load_data(cfg)
     start = _trained_start(start_config(cfg), tracker, parent) if cfg.defence.start is not None else None
     scratch = settings.work_folder(cfg) / "training" / fingerprint
@@ -88,7 +92,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         note=about,
     ) as result:
         result.log_data(data, context="training")
-        pl.seed_everything(cfg.training.seed, verbose=False)
+        seed_everything(cfg.training.seed, verbose=False)
         net = settings.build_network(cfg, data)
         if start is not None:
             _start_from(net, start)
@@ -105,7 +109,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
                 folder=scratch,
                 objective=settings.objective(cfg),
                 logger=curves,
-                callbacks=[_Epochs(trained_name(cfg))],
+                callbacks=[Epochs(trained_name(cfg))],
                 accelerator=cfg.trainer.accelerator,
                 channels_last=cfg.training.get("channels_last", False),
                 compile_net=cfg.trainer.compile,
@@ -254,16 +258,6 @@ def _description(cfg: DictConfig, data: ImageData, fingerprint: str) -> dict[str
         "classes": list(data.class_names),
         "training": plain(cfg.training),
     }
-
-
-class _Epochs(pl.Callback):
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        accuracy = float(trainer.callback_metrics["val_accuracy"])
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        note(f"{epoch}, validation accuracy {accuracy:.2%}", of=f"training {self.name}")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qnn.precision import Precision
+from qnn.recipes import Step
 from qnn.regularizers import GradientInconsistency, GradientNoise, Regularizer
 from qnn.switchable import set_width
-from qnn.training import Step
 
 Order = Literal["cycle", "cycle_shuffled", "random", "epoch", "all", "lowest"]
 AttackWidth = Literal["trained", "full", "mixed", "adaptive"]

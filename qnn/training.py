@@ -1,4 +1,4 @@
-"""Training a classifier with Lightning: the module, what a recipe is, and one function that runs it."""
+"""Training a classifier with Lightning: the module, and one function that runs it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -19,62 +18,15 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torchmetrics.classification import MulticlassAccuracy
 
-from qnn.data import Batches, ImageData, Split
+from qnn.data import Batches, ImageData
+from qnn.evaluation import EVALUATION_BATCH
+from qnn.recipes import CrossEntropy, Recipe, Step
 from qnn.switchable import set_width, widths_of
 
-EVALUATION_BATCH = 1000
 CHECKPOINTS = ("best.ckpt", "last.ckpt")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        optimizer: called with parameter groups.
-        scheduler: called with the optimiser, and with `total_steps` where it steps per batch.
-        scheduler_interval: ``epoch`` or ``step``.
-        weight_decay: L2 coefficient (added to the gradient) of the parameters whose names match
-            `decayed`, a regular expression; no other parameter decays.
-        crop, flip: augmentation, see `Batches`.
-        steps_per_epoch: None for one pass over the data.
-        stop_below_lr: end the training once the learning rate falls below this.
-    """
-
-    epochs: int
-    batch_size: int
-    optimizer: Callable[[Iterable[Any]], Optimizer]
-    scheduler: Callable[..., LRScheduler] | None = None
-    scheduler_interval: str = "epoch"
-    weight_decay: float = 0.0
-    decayed: str = ".*"
-    crop: int = 0
-    flip: bool = False
-    steps_per_epoch: int | None = None
-    stop_below_lr: float = 0.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where a training is: the epoch, of how many, and the number of the batch in it, all from 0."""
-
-    epoch: int
-    epochs: int
-    number: int
-
-
-class CrossEntropy(nn.Module):
-    """The plain objective. An objective returns `loss`, `logits` of the batch, and further figures to log.
-
-    What an objective keeps from step to step are its buffers: they are stored with the checkpoint.
-    """
-
-    def forward(self, net: nn.Module, images: Tensor, labels: Tensor, step: Step) -> dict[str, Tensor]:
-        logits = net(images)
-        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
 class TrainingDivergedError(RuntimeError):
@@ -272,22 +224,3 @@ def set_aside_damaged(folder: Path) -> Path | None:
             folder.rename(aside)
             return aside / name
     return None
-
-
-@torch.no_grad()
-def predict(net: nn.Module, images: Tensor, *, batch_size: int = EVALUATION_BATCH) -> Tensor:
-    """Logits (n, classes) of float32 images, a batch at a time, in eval mode, on the images' device."""
-    net.eval()
-    return torch.cat([net(part) for part in images.split(batch_size)])
-
-
-@torch.no_grad()
-def evaluate(net: nn.Module, split: Split, *, device: torch.device | str = "cpu") -> dict[str, float]:
-    """Accuracy and mean cross-entropy on a split."""
-    net = net.to(device).eval()
-    correct, loss = 0, 0.0
-    for images, labels in Batches(split, EVALUATION_BATCH, device=device):
-        logits = net(images)
-        correct += int((logits.argmax(1) == labels).sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    return {"accuracy": correct / len(split), "loss": loss / len(split)}

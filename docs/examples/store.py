@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from own_network import OwnNetwork
 from qnn.checkpoint import save_network
 from qnn.data import digits
-from qnn.training import evaluate
+from qnn.evaluation import evaluate
 
 torch.manual_seed(0)
 data = digits()

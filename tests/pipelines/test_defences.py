@@ -15,8 +15,9 @@ from pipelines.errors import InputError
 from pipelines.fingerprints import fingerprint
 from qnn.checkpoint import load_weights, read_description
 from qnn.data import Batches, ImageData, Split
+from qnn.evaluation import predict
+from qnn.recipes import CrossEntropy, Step
 from qnn.switchable import at_width, widths_of
-from qnn.training import CrossEntropy, Step, predict
 from tests.pipelines.conftest import QUICK, runs_of
 
 SMALL = (

@@ -8,7 +8,7 @@ import torch
 from pipelines.train import ARTIFACT
 from qnn.checkpoint import rebuild
 from qnn.data import digits
-from qnn.training import evaluate, predict
+from qnn.evaluation import evaluate, predict
 from tests.pipelines.conftest import runs_of
 
 

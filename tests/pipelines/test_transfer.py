@@ -18,8 +18,8 @@ from pipelines.train import ARTIFACT
 from pipelines.transfer import PER_IMAGE, TABLE, target_configs
 from qnn.checkpoint import rebuild
 from qnn.data import Split, digits
+from qnn.evaluation import predict
 from qnn.freezing import freeze
-from qnn.training import predict
 from tests.pipelines.conftest import QUICK, runs_of
 from tests.pipelines.launching import environment
 from tests.pipelines.test_bad_input import assert_one_line_with, nothing_runs

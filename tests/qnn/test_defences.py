@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from qnn.defences import Defence, Schedule, qadt_r
 from qnn.models import ResNet
+from qnn.recipes import CrossEntropy, Step
 from qnn.regularizers import (
     FeatureDisalignment,
     GradientDisalignment,
@@ -16,7 +17,6 @@ from qnn.regularizers import (
     input_gradients,
 )
 from qnn.switchable import Switchable, set_width, switchable, widths_of
-from qnn.training import CrossEntropy, Step
 from qnn.uniform import Uniform
 
 WIDTHS = ("FP", "8", "4", "2")

@@ -11,17 +11,11 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from qnn.data import ImageData, Split, digits
+from qnn.evaluation import evaluate, predict
 from qnn.models import LeNet5, MnistConvNet, ResNet
 from qnn.quantizers import DoReFa
-from qnn.training import (
-    Classifier,
-    Recipe,
-    TrainingDivergedError,
-    evaluate,
-    piecewise_constant,
-    predict,
-    train,
-)
+from qnn.recipes import Recipe
+from qnn.training import Classifier, TrainingDivergedError, piecewise_constant, train
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 State = dict[str, Tensor]
