@@ -100,7 +100,11 @@ class Classifier(pl.LightningModule):
             return optimizer
         steps = {"total_steps": self.trainer.estimated_stepping_batches}
         per_step = self.recipe.scheduler_interval == "step"
-        scheduler = self.recipe.scheduler(optimizer, **(steps if per_step else {}))
+        try:
+            scheduler = self.recipe.scheduler(optimizer, **(steps if per_step else {}))
+        except ZeroDivisionError as error:  # OneCycleLR's, where a phase of it has no steps
+            few = f"{steps['total_steps']} steps are too few for the learning rate schedule"
+            raise ValueError(f"{few}: train for more epochs, or more steps per epoch") from error
         wiring = {"scheduler": scheduler, "interval": self.recipe.scheduler_interval, "monitor": "val_loss"}
         if isinstance(scheduler, ReduceLROnPlateau):
             wiring["frequency"] = sys.maxsize  # never by Lightning, see on_train_epoch_end

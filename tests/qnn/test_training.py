@@ -132,6 +132,12 @@ SCHEDULES = {
 }
 
 
+def test_too_few_steps_for_a_schedule_are_said_to_be(data: ImageData, tmp_path: Path):
+    schedule = partial(OneCycleLR, max_lr=1e-2, pct_start=0.25)
+    with pytest.raises(ValueError, match=r"^4 steps are too few for the learning rate schedule: train for more epochs"):
+        fit(data, tmp_path, epochs=2, steps_per_epoch=2, scheduler=schedule, scheduler_interval="step")
+
+
 @pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_train_batch_end"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_interrupted_training_goes_on_as_if_undisturbed(data: ImageData, tmp_path: Path, schedule: str, hook: str):
