@@ -7,7 +7,7 @@ INSTALL := $(RUN) -m pip install --constraint constraints.txt --config-settings 
 .PHONY: quickstart test test-full lint ui server tables paper docs
 
 # what the full tests run for real
-TOOLS := chromium munge postgresql slurm-client slurmctld slurmd
+TOOLS := chromium iproute2 munge postgresql slurm-client slurmctld slurmd
 
 quickstart: $(STAMP)  ## the main job on the bundled digits, and its tables
 	$(RUN) -m pipelines.attack experiment=quickstart hydra/launcher=joblib hydra.launcher.n_jobs=2
