@@ -11,6 +11,7 @@ from typing import Any
 
 _TAG = "mlflow.sharedViewState."
 _ORDER = "metrics.`adversarial_accuracy`"
+_FULL_WIDTH = {"columns": 1, "cardHeight": 480}
 _NUMBERS = ["width_in_bits", "adversarial_accuracy"]  # `bits` is no axis: the page drops FP where most are numbers
 
 
@@ -40,6 +41,7 @@ def tag(run_id: str) -> tuple[str, str]:
         ],
         "compareRunSections": [
             {"uuid": name, "name": name, "display": True, "isReordered": False, "deleted": False, "isGenerated": False}
+            | _FULL_WIDTH
             for name in names
         ],
         "isAccordionReordered": False,
