@@ -1,3 +1,4 @@
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +21,26 @@ def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tracking store without runs; MLflow takes seconds to make one."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with no tracking server configured."""
     enter(tmp_path, monkeypatch)
     return tmp_path
+
+
+@pytest.fixture
+def workspace(cold: Path, empty_store: Path) -> Path:
+    """As `cold`, with a tracking store that holds nothing yet."""
+    shutil.copy(empty_store, cold)
+    return cold
 
 
 @pytest.fixture
