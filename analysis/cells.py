@@ -64,7 +64,8 @@ def cell_table(runs: pd.DataFrame) -> pd.DataFrame:
     runs = newest(runs)
     params = [name for name in runs.columns if name.startswith("params.")]
     # plain objects: pandas takes hundreds of small groups apart much faster than columns of its own text type
-    runs = runs.assign(**{name: runs[name].fillna("").astype(str).astype(object) for name in params})
+    texts = runs[params].fillna("").astype(str).astype(object)
+    runs = pd.concat([runs.drop(columns=params), texts], axis=1)
     runs = runs.sort_values(_REPLICATE, key=lambda seeds: seeds.astype(int), kind="stable")
     settings = [name for name in params if name != _REPLICATE]
     runs = runs.assign(variant=_variants(runs, settings))
