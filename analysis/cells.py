@@ -65,7 +65,7 @@ def cell_table(runs: pd.DataFrame) -> pd.DataFrame:
     params = [name for name in runs.columns if name.startswith("params.")]
     # plain objects: pandas takes hundreds of small groups apart much faster than columns of its own text type
     texts = runs[params].fillna("").astype(str).astype(object)
-    runs = pd.concat([runs.drop(columns=params), texts], axis=1)
+    runs = pd.concat([runs.drop(columns=params), texts], axis=1).copy()
     runs = runs.sort_values(_REPLICATE, key=lambda seeds: seeds.astype(int), kind="stable")
     settings = [name for name in params if name != _REPLICATE]
     runs = runs.assign(variant=_variants(runs, settings))
