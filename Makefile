@@ -15,13 +15,13 @@ quickstart: $(STAMP)  ## the main job on the bundled digits, and its tables
 	@echo "runs:   $(CURDIR)/mlflow.db   browse them with: make ui"
 
 test: $(STAMP) lint  ## every check
-	$(RUN) -m pytest -n auto --dist loadgroup
+	$(RUN) -m pytest -n auto --dist loadscope
 
 test-full: $(VENV)/.extra-server $(VENV)/.extra-slurm  ## the tests with a browser, PostgreSQL or Slurm, or of minutes
 	[ "$$(id -u)" != 0 ] || ! command -v apt-get || { apt-get update --quiet && \
 		DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends $(TOOLS); } || \
 		echo "some of $(TOOLS) could not be installed"
-	$(RUN) -m pytest -m full -n 2 --dist loadgroup -r s
+	$(RUN) -m pytest -m full -n 2 --dist loadscope -r s
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

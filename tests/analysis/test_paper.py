@@ -14,7 +14,6 @@ from analysis.paper import main
 from analysis.study import Study, load, save
 from tests.analysis.test_grid import planned
 
-pytestmark = pytest.mark.xdist_group("paper")
 N = 24
 TARGETS = ("FP", "1", "2")
 FIGURES = {

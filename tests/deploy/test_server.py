@@ -12,7 +12,7 @@ from analysis.store import load_runs
 from tests.deploy.conftest import clean_environment, serving
 from tests.pipelines.conftest import QUICK, runs_of
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("server")]
+pytestmark = pytest.mark.full
 SHORT = [*QUICK, "+training.steps_per_epoch=3"]
 PARALLEL = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 

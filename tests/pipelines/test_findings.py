@@ -21,7 +21,6 @@ from analysis.store import load_runs
 from pipelines.cli import launch
 from tests.pipelines.conftest import QUICK, enter, runs_of
 
-pytestmark = pytest.mark.xdist_group("findings")
 WIDTHS, SEEDS = ("FP", "1"), ("0", "1")
 IMAGES = 3
 

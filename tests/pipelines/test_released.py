@@ -14,7 +14,6 @@ from qnn import released
 from qnn.checkpoint import DESCRIPTION, WEIGHTS, read_description, rebuild
 from tests.pipelines.conftest import enter, runs_of
 
-pytestmark = pytest.mark.xdist_group("released")
 TRAINED = ("training.epochs=1", "trainer.threads=1", "trainer.accelerator=cpu")
 RELEASED = ("weights=released", "trainer.threads=1", "trainer.accelerator=cpu")
 FIGURES_OF_TIME = {"seconds"}

@@ -6,7 +6,7 @@ import pytest
 
 from tests.pipelines.conftest import runs_of
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("ui")]
+pytestmark = pytest.mark.full
 TRAINING = "workflowType=machine_learning"
 
 

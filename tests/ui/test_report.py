@@ -6,7 +6,7 @@ import pytest
 
 from analysis.report import main
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("ui")]
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")

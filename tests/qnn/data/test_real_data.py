@@ -7,8 +7,6 @@ import torch
 from qnn.data import cifar10, mnist
 from qnn.data.cifar10 import NOT_ORIGINAL
 
-pytestmark = pytest.mark.xdist_group("real data")
-
 
 def test_real_mnist(real_data: Path):
     data = mnist(real_data, download=False)
