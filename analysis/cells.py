@@ -11,7 +11,6 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 import pandas as pd
-from pandas.core.groupby import DataFrameGroupBy
 
 from analysis import published
 from analysis.statistics import wilson_interval
@@ -69,7 +68,7 @@ def cell_table(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs.sort_values(_REPLICATE, key=lambda seeds: seeds.astype(int), kind="stable")
     settings = [name for name in params if name != _REPLICATE]
     runs = runs.assign(variant=_variants(runs, settings))
-    table = _with_published(_summed_up(runs, runs.groupby(settings, sort=False)))
+    table = _with_published(_summed_up(runs, settings))
     return table.sort_values(["data", "model", "attack", "variant", "bits"], key=_order, ignore_index=True).reindex(
         columns=TIDY
     )
@@ -93,31 +92,29 @@ def _variants(runs: pd.DataFrame, settings: list[str]) -> pd.Series:
     return labels.str.replace("n_requested=", "n=", regex=False)
 
 
-def _summed_up(runs: pd.DataFrame, cells: DataFrameGroupBy) -> pd.DataFrame:
-    """One row per cell, of the runs that are its replicates."""
-    first = cells.first().reset_index()
-    n = cells["metrics.n"]
-    kept = (runs["metrics.adversarial_accuracy"] * runs["metrics.n"]).round().groupby(cells.ngroup()).sum()
-    low, high = wilson_interval(kept, n.sum())
-    table = pd.DataFrame(
-        {
-            **{name.removeprefix("params."): first[name] for name in (*_AXES, "variant")},
-            "n": n.min().to_numpy(int),
-            "n_total": n.sum().to_numpy(int),
-            "seeds": cells.size().to_numpy(),
-            "seed_list": cells[_REPLICATE].agg(" ".join).to_numpy(),
-            "adversarial_accuracy_low": low,
-            "adversarial_accuracy_high": high,
-            "gave_up": cells["metrics.gave_up"].sum().to_numpy(int),
-            "superseded_runs": cells["superseded"].sum().to_numpy(int),
-            "as_published": [is_as_published(run) for run in first.to_dict("records")],
-        }
-    )
+def _summed_up(runs: pd.DataFrame, settings: list[str]) -> pd.DataFrame:
+    """One row per cell: the runs whose settings are the same are its replicates."""
+    kept = (runs["metrics.adversarial_accuracy"] * runs["metrics.n"]).round()
+    cells = runs.assign(kept=kept).groupby(settings, sort=False)
+    table = cells.agg(
+        variant=("variant", "first"),
+        n=("metrics.n", "min"),
+        n_total=("metrics.n", "sum"),
+        kept=("kept", "sum"),
+        seeds=(_REPLICATE, "size"),
+        seed_list=(_REPLICATE, " ".join),
+        gave_up=("metrics.gave_up", "sum"),
+        superseded_runs=("superseded", "sum"),
+    ).astype(dict.fromkeys(("n", "n_total", "gave_up", "superseded_runs"), int))
+    low, high = wilson_interval(table["kept"], table["n_total"])
+    table = table.assign(adversarial_accuracy_low=low, adversarial_accuracy_high=high)
     for name in ("adversarial_accuracy", *DISTANCES, "l2_median", "clean_accuracy", "seconds"):
         known = f"metrics.{name}" in runs
-        table[name] = cells[f"metrics.{name}"].mean().to_numpy() if known else np.nan
-        table[f"{name}_sd"] = cells[f"metrics.{name}"].std().to_numpy() if known else np.nan
-    return table
+        table[name] = cells[f"metrics.{name}"].mean() if known else np.nan
+        table[f"{name}_sd"] = cells[f"metrics.{name}"].std() if known else np.nan
+    table = table.reset_index()
+    table["as_published"] = [is_as_published(run) for run in table.to_dict("records")]
+    return table.rename(columns={name: name.removeprefix("params.") for name in _AXES})
 
 
 def _with_published(table: pd.DataFrame) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from qnn.data import ImageData
 FACTS = "result.json"
 ARTIFACTS = "artifacts"
 _PICTURES = "pictures"
-_PARTIAL, _DAMAGED = ".partial", ".damaged"
+_PARTIAL, _DELIVERED, _DAMAGED = ".partial", ".delivered", ".damaged"
 
 
 @dataclass
@@ -161,8 +161,9 @@ class Result:
         self.folder = self.folder.rename(final)
 
     def remove(self) -> None:
-        gone = self.folder.rename(self.folder.with_name(self.folder.name + _PARTIAL))
-        shutil.rmtree(gone, ignore_errors=True)
+        gone = self.folder.with_name(self.folder.name + _DELIVERED)
+        shutil.rmtree(gone, ignore_errors=True)  # there is one only if its removal was cut short
+        shutil.rmtree(self.folder.rename(gone), ignore_errors=True)
 
 
 def now_ms() -> int:
@@ -188,9 +189,10 @@ def folders(work: Path) -> list[Path]:
     return sorted(found, key=lambda folder: (folder / FACTS).stat().st_mtime_ns)
 
 
-def partial(work: Path) -> dict[str, Path]:
-    """The folders that a process is at work on or was killed at, by fingerprint."""
-    return {path.name.removesuffix(_PARTIAL): path for path in (work / "results").glob(f"*{_PARTIAL}")}
+def clear(work: Path) -> None:
+    """Remove what is left of delivered results whose removal was cut short."""
+    for folder in (work / "results").glob(f"*{_DELIVERED}"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digests(folder: Path) -> dict[str, str]:

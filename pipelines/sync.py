@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from pipelines.claims import BusyError, Claim, hold
 from pipelines.errors import InputError
 from pipelines.progress import say
-from pipelines.results import Facts, Result, folders, kept, partial
+from pipelines.results import Facts, Result, clear, folders, kept
 from pipelines.settings import one_line
 from pipelines.tracking import Tracker
 
@@ -57,7 +56,7 @@ def deliver(result: Result, tracker: Tracker, claim: Claim | None = None) -> Non
 
 
 def deliver_all(work: Path, uri: str | None = None) -> tuple[list[Facts], dict[str, str]]:
-    """Deliver what is kept in a working folder, and clear away what killed processes left half written or removed.
+    """Deliver what is kept in a working folder.
 
     Args:
         uri: deliver there, instead of to the stores that the cells were run for.
@@ -85,9 +84,7 @@ def deliver_all(work: Path, uri: str | None = None) -> tuple[list[Facts], dict[s
             left[folder.name] = one_line(error)
         except Exception as error:  # whatever it is, the result is safe
             left[folder.name] = one_line(error) or type(error).__name__
-    for key, folder in partial(work).items():
-        with suppress(BusyError), hold(work, key):
-            shutil.rmtree(folder, ignore_errors=True)
+    clear(work)
     return delivered, left
 
 

@@ -78,22 +78,21 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
 def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | None, on: device) -> Victim:
     """The victim of a config on a device; its network is trained first if need be."""
     network = networks.obtain(cfg, data, tracker, parent)
-    known, accuracies = network.description["fingerprint"], network.description.get("test_accuracies", {})
+    described = network.description
     if draws(cfg):
         net: nn.Module = RandomWidth(_frozen(cfg, network, settings.trained_widths(cfg), on), seed=cfg.seed)
-        params = {"network": known.partition("@")[0], "inference": "random", "bits": "random"}
-        metrics = {"clean_accuracy": fmean(accuracies.values())}
+        params = {"network": described["fingerprint"].partition("@")[0], "inference": "random", "bits": "random"}
+        metrics = {"clean_accuracy": fmean(described["test_accuracies"].values())}
     else:
         net = freeze(network.net.to(on), compile=cfg.trainer.compile)
-        params = {"network": known}
+        params = {"network": described["fingerprint"]}
         width = Precision.parse(cfg.bits).weights or 32
-        metrics = {"clean_accuracy": network.description["test_accuracy"], "width_in_bits": width}
-    return Victim(net, _surrogate(cfg, network, on) or net, params, metrics, network.source)
+        metrics = {"clean_accuracy": described["test_accuracy"], "width_in_bits": width}
+    made_on = net if cfg.surrogate is None else _surrogate(cfg, network, on)
+    return Victim(net, made_on, params, metrics, network.source)
 
 
-def _surrogate(cfg: DictConfig, network: Network, on: device) -> nn.Module | None:
-    if cfg.surrogate is None:
-        return None
+def _surrogate(cfg: DictConfig, network: Network, on: device) -> nn.Module:
     if cfg.surrogate == "all":
         return MeanProbability(_frozen(cfg, network, settings.trained_widths(cfg), on))
     (net,) = _frozen(cfg, network, [str(cfg.surrogate)], on)

@@ -81,3 +81,11 @@ def test_a_server_that_is_away_from_the_start_is_one_line(preloaded, workspace):
     assert status == 1
     assert "error: the tracking server http://127.0.0.1:9 does not answer" in said
     assert "Traceback" not in said
+
+
+def test_what_was_delivered_and_only_half_removed_goes(workspace, deliver):
+    results = workspace / "outputs" / "results"
+    (results / "0123456789abcdef.delivered" / "artifacts").mkdir(parents=True)
+    (results / "fedcba9876543210.partial" / "artifacts").mkdir(parents=True)
+    assert deliver() == 0
+    assert [left.name for left in results.iterdir()] == ["fedcba9876543210.partial"]

@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from mlflow import MlflowClient
 
 from tests.pipelines.conftest import QUICK, per_image_table, runs_of
@@ -39,8 +40,8 @@ def test_parallel_sweep_on_a_cold_store(cold):
     assert attacked[0] & attacked[1]
 
 
-def test_a_killed_sweep_is_finished_by_running_it_again(workspace, client):
-    killed_after = 2
+@pytest.mark.parametrize("killed_after", [1, 3])
+def test_a_killed_sweep_is_finished_by_running_it_again(workspace, client, killed_after):
     process = start(workspace, *SWEEP)
     deadline = time.time() + 200
     while time.time() < deadline and process.poll() is None:

@@ -221,12 +221,13 @@ def test_what_changes_the_outcome_is_part_of_the_fingerprint(setting):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 @pytest.mark.parametrize("mode", [[], ["-m"]], ids=["one", "sweep"])
-def test_one_line_error_before_anything_is_computed(overrides, message, mode, command, client, capsys, monkeypatch):
+def test_one_line_error_before_anything_is_computed(overrides, message, mode, command, workspace, capsys, monkeypatch):
+    (workspace / "mlflow.db").unlink()
     for pipeline in ("attack", "train", "transfer"):
         monkeypatch.setattr(f"pipelines.{pipeline}.run", nothing_runs)
     assert command("transfer", *mode, *overrides) == 1
     assert_one_line_with(message, capsys.readouterr().err)
-    assert [study.name for study in client.search_experiments()] == ["Default"]
+    assert not (workspace / "mlflow.db").exists()
 
 
 def test_a_parallel_sweep_attacks_and_trains_what_it_needs_once(workspace, client):
