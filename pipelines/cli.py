@@ -77,7 +77,7 @@ def task(cfg: DictConfig) -> None:
 
 
 def _quiet() -> None:
-    for name in ("pytorch_lightning", "lightning_fabric", "mlflow", "alembic", "art"):
+    for name in ("mlflow", "alembic", "art"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch.optim.lr_scheduler|mlflow")
 

@@ -18,6 +18,7 @@ from pipelines.results import now_ms
 from pipelines.tracking import STORE_ERRORS, Tracker
 
 _RETRY_S = 60
+_STEP_NOTES_S = 5
 
 
 class Curves(Logger):
@@ -75,12 +76,19 @@ class Curves(Logger):
 
 
 class Epochs(Callback):
-    """Notes the validation accuracy after each epoch."""
+    """Notes the validation accuracy after each epoch, and every few seconds how far the epoch is."""
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._noted = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if time.monotonic() - self._noted > _STEP_NOTES_S:
+            self._note(trainer, f"step {trainer.fit_loop.batch_idx + 1}/{trainer.num_training_batches}")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        accuracy = float(trainer.callback_metrics["val_accuracy"])
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        note(f"{epoch}, validation accuracy {accuracy:.2%}", of=f"training {self._name}")
+        self._note(trainer, f"validation accuracy {float(trainer.callback_metrics['val_accuracy']):.2%}")
+
+    def _note(self, trainer: Trainer, what: str) -> None:
+        self._noted = time.monotonic()
+        note(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, {what}", of=f"training {self._name}")

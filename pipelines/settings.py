@@ -16,7 +16,7 @@ import torch
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from torch import nn
 
 from attacks import AttackResult
@@ -46,6 +46,10 @@ def load_data(cfg: DictConfig) -> ImageData:
     """The configured data set; kept in memory for later cells of the same process."""
     try:
         return _load_data(json.dumps(plain(cfg.data), sort_keys=True))
+    except InterpolationKeyError:
+        raise InputError(
+            f"data=paper: model={cfg.model.name} has no paper_data, as the paper has no such model: name a data set"
+        ) from None
     except OmegaConfBaseException as error:
         raise InputError(f"data={cfg.data.name}: {one_line(error)}") from error
 

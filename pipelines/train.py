@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import time
@@ -77,6 +78,8 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     from pipelines.curves import Curves, Epochs
     from qnn.training import TrainingDivergedError, set_aside_damaged, train
 
+    for name in ("pytorch_lightning", "lightning_fabric"):  # which log all they do from their import on
+        logging.getLogger(name).setLevel(logging.ERROR)
     data = settings.load_data(cfg)
     start = _trained_start(start_config(cfg), tracker, parent) if cfg.defence.start is not None else None
     scratch = settings.work_folder(cfg) / "training" / fingerprint

@@ -47,6 +47,7 @@ CASES = [
     ("attack", [*SQUARE, "++attack.params={epss:0.1}"], "SquareAttack has no parameter epss: it has norm, adv_crit"),
     ("attack", ["n=0"], "n=0 is out of range"),
     ("attack", ["seed=x"], "seed=x must be a whole number"),
+    ("attack", ["data=paper", "model=resnet34"], "model=resnet34 has no paper_data"),
     ("attack", ["model=resnet20"], "model=resnet20 takes images of shape 3×32×32, data=" + DIGITS),
     ("attack", ["quantizer=clip_only", "bits=4"], "quantizer=clip_only does not round, so it needs bits=FP"),
     ("attack", ["bits=1", "model.net.topology=fp"], "topology=fp has no place for DoReFa"),
