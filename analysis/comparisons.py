@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,13 +12,15 @@ from scipy.stats import kendalltau
 
 from analysis import published
 from analysis.cells import ATTACKS, STUDY_BITS
-from analysis.grid import MODELS, select, sweeps
+from analysis.claims import OPEN, sign
+from analysis.grid import CONTROLS, MODELS, select, sweeps
 from analysis.quantities import AbsentError, Ours, Paper
-from analysis.statistics import Estimate, rank_correlation
+from analysis.statistics import Estimate, difference, rank_correlation
 from analysis.study import Study
 from analysis.tables import PaperTable, section_title
 
 _NONE = "–"
+_FEWEST = 5
 
 
 def stronger_attacks(study: Study, ours: Ours) -> PaperTable:
@@ -37,8 +41,8 @@ def stronger_attacks(study: Study, ours: Ours) -> PaperTable:
                 **_same_budget(ours, model, bits, "fgsm"),
                 ("FGSM", "no gradient"): _zero_gradients(study, model, bits),
                 **_same_budget(ours, model, bits, "uap"),
-                **_against(study, ours, model, bits, "cw", "stronger_cw", "Adam, κ = 0"),
-                **_against(study, ours, model, bits, "boundary", "stronger_boundary", "1,000 iterations"),
+                **_against(ours, model, bits, "cw", "stronger_cw", "Adam, κ = 0"),
+                **_against(ours, model, bits, "boundary", "stronger_boundary", "1,000 iterations"),
             }
             if any(value != _NONE for value in row.values()):
                 rows[bits] = row
@@ -80,28 +84,20 @@ def _zero_gradients(study: Study, model: str, bits: str) -> str:
     return f"{mine['metrics.zero_gradients'].sum() / mine['metrics.n'].sum():.3f}"
 
 
-def _against(
-    study: Study, ours: Ours, model: str, bits: str, attack: str, sweep: str, title: str
-) -> dict[tuple[str, str], str]:
+def _against(ours: Ours, model: str, bits: str, attack: str, sweep: str, title: str) -> dict[tuple[str, str], str]:
     group = {"cw": "CW", "boundary": "Boundary"}[attack]
-    cells = {
-        (group, "paper's"): _value(lambda: ours.adversarial_accuracy(model, bits, attack)),
-        (group, "its L2"): _value(lambda: ours.distance(model, bits, attack, "l2"), "{:.2f}"),
-    }
-    runs = select(study, sweeps(model)[sweep])
-    mine = runs[runs["params.bits"] == bits] if len(runs) else runs
-    if len(mine):
-        cells[group, title] = f"{mine['metrics.adversarial_accuracy'].mean():.3f}"
-        cells[group, "L2"] = f"{mine['metrics.l2'].mean():.2f}" if "metrics.l2" in mine else _NONE
-        cells[group, "n"] = f"{int(mine['metrics.n'].sum()):,}"
-    return cells
-
-
-def _value(quantity: Callable[[], Estimate], form: str = "{:.3f}") -> str:
     try:
-        return form.format(quantity().value)
+        usual, stronger = ours.side_by_side(model, bits, attack, sweep)
     except AbsentError:
-        return _NONE
+        return {}
+    cells = {}
+    for images, rate, l2 in ((usual, "paper's", "its L2"), (stronger, title, "L2")):
+        if len(images):
+            cells[group, rate] = f"{1 - images['evaded'].mean():.3f}"
+            broken = images.loc[images["success"], "l2"]
+            cells[group, l2] = f"{broken.mean():.2f}" if len(broken) else _NONE
+    cells[group, "n"] = f"{len(usual):,}"
+    return cells
 
 
 def _with_interval(estimate: Estimate) -> str:
@@ -141,7 +137,8 @@ def agreement(ours: Ours) -> PaperTable:
     table = PaperTable(
         "agreement",
         "Rank correlation of our adversarial accuracies with the paper's Table 6: Spearman's ρ with a 95 % bootstrap"
-        " interval over cells, Kendall's τ, and the mean absolute difference.",
+        f" interval over cells, Kendall's τ, and the mean absolute difference; no correlation of fewer than {_FEWEST}"
+        " cells.",
         title="Agreement with the paper's Table 6",
     )
     paper = Paper(published.table6())
@@ -171,8 +168,8 @@ def agreement(ours: Ours) -> PaperTable:
 def _agreement(cells: pd.DataFrame) -> dict[str, str]:
     ours, paper = cells["ours"].to_numpy(), cells["paper"].to_numpy()
     rho = rank_correlation(ours, paper, np.random.default_rng(0))
-    known = np.isfinite(rho.value)
-    tau = kendalltau(ours, paper).statistic if len(cells) > 1 else float("nan")
+    known = np.isfinite(rho.value) and len(cells) >= _FEWEST
+    tau = kendalltau(ours, paper).statistic if known else float("nan")
     return {
         "cells": str(len(cells)),
         "ρ (95 %)": "{:+.2f} ({:+.2f} … {:+.2f})".format(rho.value, *rho.interval) if known else _NONE,
@@ -181,34 +178,51 @@ def _agreement(cells: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def controls(study: Study) -> PaperTable:
-    """FP, the controls that hold the topology fixed, and the widest quantised network side by side."""
+def controls(ours: Ours) -> PaperTable:
+    """What is left of the bit width's effect when the topology is held fixed."""
     table = PaperTable(
         "controls",
-        "What is left of the bit width's effect when the topology is held fixed: FP, the quantised topology at FP"
-        " (dorefa), the same with DoReFa's ranges but no rounding (clip_only), and 16 and 8 bits. Adversarial"
-        " accuracy with n and mean L2.",
+        "Adversarial accuracy of the controls, which have the quantised topology at full precision (dorefa), also with"
+        " DoReFa's ranges but no rounding (clip_only), and how much of the bit width's effect is left beside them: each"
+        " width minus FP, and minus each control, with 95 % intervals. *: beyond the interval and beyond the difference"
+        " between training seeds. Widths and FP over all training and attack seeds, controls over one of each.",
         title="Controls",
     )
     for model in MODELS:
-        listed = sweeps(model)
-        own, fixed = (select(study, listed[name]) for name in ("table6", "controls"))
-        if fixed.empty:
+        levels, left = {}, {}
+        for quantizer in CONTROLS[model]:
+            known = _known({attack: partial(ours.control, model, quantizer, attack) for attack in ATTACKS})
+            levels[f"control {quantizer}"] = {a: f"{_with_interval(e)}, n = {e.n:,}" for a, e in known.items()}
+        if not any(levels.values()):
             continue
-        rows: dict[str, dict[str, str]] = {}
-        for keys, group in pd.concat([own, fixed]).groupby(
-            ["params.bits", "params.quantizer", "params.model.net.topology", "params.attack"]
-        ):
-            bits, quantizer, topology, attack = map(str, keys)
-            if bits in ("FP", "16", "8"):
-                name = bits if topology == "auto" else f"FP, quantised topology, {quantizer}"
-                text = f"{group['metrics.adversarial_accuracy'].mean():.3f}, L2 {group['metrics.l2'].mean():.2f}"
-                rows.setdefault(name, {})[attack] = f"{text}, n = {int(group['metrics.n'].sum()):,}"
-        order = sorted(rows, key=lambda name: (name != "FP", name.isdecimal(), name))
-        table.sections[section_title(model, published.DATA_OF_MODEL[model])] = (
-            pd.DataFrame(rows).T.reindex(index=order, columns=list(ATTACKS)).fillna(_NONE)
-        )
+        for bits in STUDY_BITS:
+            width = _known({attack: partial(ours.adversarial_accuracy, model, bits, attack) for attack in ATTACKS})
+            levels[bits] = {a: f"{_with_interval(e)}, n = {e.n:,}" for a, e in width.items()}
+            references = {"FP": partial(ours.adversarial_accuracy, model, "FP")}
+            references |= {f"control {name}": partial(ours.control, model, name) for name in CONTROLS[model]}
+            for name, reference in references.items():
+                others = _known({attack: partial(reference, attack) for attack in width})
+                effects = {attack: difference(width[attack], other) for attack, other in others.items()}
+                left[f"{bits} − {name}"] = {attack: _starred(effect) for attack, effect in effects.items()}
+        del left["FP − FP"]
+        heading = section_title(model, published.DATA_OF_MODEL[model])
+        for what, rows in (("", levels), (", effects", left)):
+            frame = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(ATTACKS))
+            table.sections[heading + what] = frame.dropna(how="all").fillna(_NONE)
     return table
+
+
+def _known(quantities: Mapping[str, Callable[[], Estimate]]) -> dict[str, Estimate]:
+    found = {}
+    for name, quantity in quantities.items():
+        with suppress(AbsentError):
+            found[name] = quantity()
+    return found
+
+
+def _starred(effect: Estimate) -> str:
+    text = "{:+.3f} ({:+.3f} … {:+.3f})".format(effect.value, *effect.interval)
+    return text + "*" * (sign(effect) != OPEN)
 
 
 def trainings(study: Study) -> pd.DataFrame:

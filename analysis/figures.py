@@ -307,8 +307,10 @@ def _long_runs(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
 
 
 def _unrecognisable(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
-    """Figure 6: the Boundary images farthest from their originals, and how many look like noise."""
-    runs = select(study, sweeps(model)["figure6"])
+    """Figure 6: the Boundary images of Table 6 farthest from their originals, and how many look like noise."""
+    runs = select(study, sweeps(model)["table6"])
+    if len(runs):
+        runs = runs[(runs["params.attack"] == "boundary") & (runs["params.seed"] == "0")]
     rows, counts = {}, []
     for bits in ("FP", "1"):
         key = _key(runs[runs["params.bits"] == bits]) if len(runs) else ""

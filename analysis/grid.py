@@ -23,8 +23,19 @@ MODELS = ("mnist_a", "resnet20")
 SEEDS = ("0", "1", "2")
 _WIDER = {"mnist_a": ("mnist_b", "mnist_c"), "resnet20": ("resnet32",)}
 _OTHER = {"mnist_a": ("lenet5_a",)}
-_CONTROLS = {"mnist_a": ("clip_only",), "resnet20": ("dorefa", "clip_only")}  # Mnist A has one topology
+CONTROLS = {"mnist_a": ("clip_only",), "resnet20": ("dorefa", "clip_only")}  # Mnist A has one topology
+_ENOUGH = {"resnet20": {"cw": 200}}  # on a CPU it takes seconds per image
+_LONG_BOUNDARY = {"mnist_a": 100, "resnet20": 20}
+_SOURCES = {"mnist_a": 1100, "resnet20": 1300}  # leave 1,000 images that source and target get right
 _SMALL_EPS = {"mnist_a": "0.1", "resnet20": "0.025"}
+# the settings that sweeps of the study go through, and those that replicates differ in
+_CELL = (
+    "data", "model", "bits", "weight_bits", "activation_bits", "quantizer", "defence", "surrogate", "inference",
+    "model.net.topology", "attack", "attack.eps", "attack.loss", "attack.max_iter", "attack.num_random_init",
+    "attack.size", "attack.placement", "defence.objective.a_qapa", "defence.objective.gir", "defence.objective.dbwt",
+    "targets.model", "targets.bits", "apply",
+)  # fmt: skip
+_REPLICATES = {f"params.{name}" for name in ("seed", "training.seed", "targets.seed", "n_requested", "network")}
 _UNDEFENDED = {"defence": "", "surrogate": "", "inference": ""}
 _PLAIN = {"quantizer": "dorefa", "model.net.topology": "auto", **_UNDEFENDED}
 _FIRST = {**_PLAIN, "training.seed": "0"}
@@ -47,8 +58,9 @@ class Sweep:
         where: parameter -> the value it has in all of them, empty where it is not given.
         avoid: parameters that no run has all with these values.
         as_published: attacks with the hyper-parameters of the seed paper's Table 5.
-        images: how many the experiment file attacks.
-        least: how many a run must have been asked to attack to count.
+        images: how many a complete run was asked to attack.
+        enough: attack -> how many suffice where the study makes do with fewer.
+        least: how many a run must have been asked to attack to be shown.
         pipeline: ``train``, ``attack``, ``transfer``, ``alignment`` or ``sensitivity``.
     """
 
@@ -61,6 +73,7 @@ class Sweep:
     images: int = 1000
     least: int = 200
     pipeline: str = "attack"
+    enough: Mapping[str, int] = field(default_factory=dict)
     avoid: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -69,9 +82,10 @@ def sweeps(model: str) -> dict[str, Sweep]:
     bits = {"bits": STUDY_BITS}
     budgets = tuple(f"{published.hyperparameters(model, attack)['eps']:g}" for attack in ("fgsm", "uap"))
     grid = {**bits, "attack": ATTACKS}
+    enough = _ENOUGH.get(model, {})
     listed = [
         Sweep("table3", model, "Tables 2 and 3", {**bits, "training.seed": SEEDS}, _PLAIN, pipeline="train"),
-        Sweep("table6", model, "Table 6, verdicts", {**grid, "seed": SEEDS}, _FIRST, True),
+        Sweep("table6", model, "Table 6, Figure 6, verdicts", {**grid, "seed": SEEDS}, _FIRST, True, enough=enough),
         Sweep(
             "training_seeds",
             model,
@@ -80,6 +94,7 @@ def sweeps(model: str) -> dict[str, Sweep]:
             {**_PLAIN, "seed": "0"},
             True,
             least=1000,
+            enough=enough,
         ),
         Sweep("table7", model, "Table 7", {**bits, "seed": SEEDS}, {**_FIRST, "attack": "jsma"}, True, 2000, 2000),
         Sweep(
@@ -109,6 +124,7 @@ def sweeps(model: str) -> dict[str, Sweep]:
                 "attack.max_iter": "100",
                 "seed": "0",
             },
+            enough=enough,
         ),
         Sweep(
             "stronger_boundary",
@@ -116,18 +132,8 @@ def sweeps(model: str) -> dict[str, Sweep]:
             "stronger attacks; Figures 3, 4 and 5",
             bits,
             {**_FIRST, "attack": "boundary", "variant": "closest", "attack.max_iter": "1000", "seed": "0"},
-            images=100,
+            images=_LONG_BOUNDARY[model],
             least=1,
-        ),
-        Sweep(
-            "figure6",
-            model,
-            "Figure 6",
-            {"bits": ("FP", "1")},
-            {**_FIRST, "attack": "boundary", "seed": "0"},
-            True,
-            3000,
-            3000,
         ),
         Sweep(
             "figure7",
@@ -141,9 +147,10 @@ def sweeps(model: str) -> dict[str, Sweep]:
             "controls",
             model,
             "bit width with the topology held fixed",
-            {"quantizer": _CONTROLS[model], "attack": ATTACKS},
+            {"quantizer": CONTROLS[model], "attack": ATTACKS},
             {**_UNDEFENDED, "bits": "FP", "model.net.topology": "quantized", "training.seed": "0", "seed": "0"},
             True,
+            enough=enough,
         ),
     ]
     transfers = {
@@ -159,7 +166,7 @@ def sweeps(model: str) -> dict[str, Sweep]:
             {**grid, "targets.model": targets},
             {**_FIRST, **_TARGETS, "apply": "examples"},
             True,
-            1100,
+            _SOURCES[model],
             1,
             pipeline="transfer",
         )
@@ -174,7 +181,7 @@ def sweeps(model: str) -> dict[str, Sweep]:
             bits,
             {**_FIRST, **_TARGETS, "attack": "uap", "apply": "perturbation", "targets.model": model},
             True,
-            1100,
+            _SOURCES[model],
             1,
             pipeline="transfer",
         )
@@ -315,12 +322,34 @@ def select(study: Study, sweep: Sweep) -> pd.DataFrame:
     if sweep.as_published:
         plain = {f"params.{name}": value for name, value in _PLAIN.items()}  # what controls change is in `where`
         runs = runs[[is_as_published(row) for row in runs.assign(**plain).to_dict("records")]]
-    return _of_one_size(runs[runs["params.n_requested"].astype(int) >= sweep.least], sweep)
+    runs = of_one_setting(runs[runs["params.n_requested"].astype(int) >= sweep.least])
+    return _of_one_size(runs, sweep) if len(runs) else runs
+
+
+def of_one_setting(runs: pd.DataFrame) -> pd.DataFrame:
+    """Of cells whose runs differ in settings that the study does not sweep, those with the most usual ones.
+
+    So that nothing is averaged over a second recipe or variant: of the settings of a cell's runs (`_CELL`) those are
+    kept that most of all `runs` share, the first in the alphabet of equally many.
+    """
+    if runs.empty:
+        return runs
+    cell = [f"params.{name}" for name in _CELL if f"params.{name}" in runs]
+    others = [name for name in runs if name.startswith("params.") and name not in {*cell, *_REPLICATES}]
+    texts = runs[[*cell, *others]].fillna("").astype(str)
+    settings = texts[others].agg("\n".join, axis=1)
+    ranked = pd.DataFrame({"usual": -settings.map(settings.value_counts()), "settings": settings})
+    order = ranked.apply(tuple, axis=1)
+    cells = texts[cell].agg("\n".join, axis=1)
+    return runs[order == order.groupby(cells).transform("min")]
 
 
 def missing(study: Study, sweep: Sweep) -> list[dict[str, str]]:
-    """The combinations of axes without a run."""
+    """The combinations of axes without a run on enough images."""
     runs = select(study, sweep)
+    if len(runs) and "params.n_requested" in runs:
+        wanted = _texts(runs, "attack").map(sweep.enough).fillna(sweep.images)
+        runs = runs[runs["params.n_requested"].astype(int) >= wanted]
     have = set(zip(*(_texts(runs, name) for name in sweep.axes), strict=True)) if len(runs) else set()
     combinations = itertools.product(*sweep.axes.values())
     return [

@@ -92,7 +92,7 @@ def _tables(study: Study, ours: Ours) -> dict[str, PaperTable]:
         comparisons.stronger_attacks(study, ours),
         comparisons.given_up(study),
         comparisons.agreement(ours),
-        comparisons.controls(study),
+        comparisons.controls(ours),
     ]
     for table in made:
         table.commands.clear()  # `commands` of the whole study takes their place
@@ -111,11 +111,21 @@ def _sized(table: PaperTable, runs: pd.DataFrame) -> PaperTable:
     """Say in the caption on how many images the cells rest."""
     if len(runs):
         sizes = runs.groupby(["params.model", "params.attack"])["metrics.n"].min().astype(int)
-        usual = int(sizes.mode().iloc[0])
-        others = [f"{' '.join(map(str, key))} {n:,}" for key, n in zip(sizes.index, sizes, strict=True) if n != usual]
-        exceptions = f" ({', '.join(others)})" if others else ""
-        table.caption += f" Training seed 0, n = {usual:,} images per attack seed{exceptions}."
+        seeds = runs.groupby(["params.model", "params.attack", "params.bits"])["params.seed"].nunique()
+        n, most = (_exceptions(counts) for counts in (sizes, seeds))
+        table.caption += f" Training seed 0, n = {n} images per attack seed, {most} attack seeds."
     return table
+
+
+def _exceptions(counts: pd.Series) -> str:
+    """The usual count, and in brackets what has another.
+
+    >>> _exceptions(pd.Series({("resnet20", "cw"): 200, ("resnet20", "jsma"): 1000, ("mnist_a", "cw"): 1000}))
+    '1,000 (resnet20 cw 200)'
+    """
+    usual = int(counts.mode().iloc[-1])
+    others = [f"{' '.join(map(str, key))} {n:,}" for key, n in counts.items() if n != usual]
+    return f"{usual:,} ({', '.join(others)})" if others else f"{usual:,}"
 
 
 def _cells(study: Study) -> pd.DataFrame:
@@ -141,8 +151,8 @@ def _sections(
             "Verdicts",
             "Each statement of the papers, judged by the paper's own Table 6 and by our runs. A contrast counts for or"
             " against only if its 95 % bootstrap interval leaves out zero and it is larger than the largest difference"
-            " between training seeds of its cells; what has no runs is open. The paper's distances come without an"
-            " interval and are judged by their sign.",
+            " between training seeds of its cells (a mean of contrasts: than the mean of theirs); what has no runs is"
+            " open. The paper's distances come without an interval and are judged by their sign.",
             [verdicts],
         ),
         Section("Accuracy and distance against bit width", parts=pictures("bits-")),

@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis import patches, published
 from analysis.cells import ATTACKS, STUDY_BITS
-from analysis.grid import select, sweeps
+from analysis.grid import of_one_setting, select, sweeps
 from analysis.statistics import (
     Estimate,
     average,
@@ -20,6 +20,8 @@ from analysis.statistics import (
     mean_estimate,
     rank_correlation,
     rate_estimate,
+    shared_resamplings,
+    weighted_mean_estimate,
 )
 from analysis.study import Study
 
@@ -38,7 +40,7 @@ class Source(Protocol):
     def adversarial_accuracy(self, model: str, bits: str, attack: str) -> Estimate: ...
 
     def distance(self, model: str, bits: str, attack: str, name: str) -> Estimate:
-        """Mean over successful images of ``l2``, ``l0`` or ``linf``."""
+        """Mean over successful images of ``l2``, ``linf``, or JSMA's ``l0`` (Table 7)."""
 
     def strongest(self, model: str, bits: str, attack: str) -> Estimate:
         """Adversarial accuracy against the best of all attacks within the ε of FGSM or UAP, image by image."""
@@ -98,6 +100,8 @@ class Paper:
         return rate_estimate(published.SMALL_EPS_FGSM[model], published.IMAGES, generator(model))
 
     def unrecognisable(self, model: str, bits: str, rule: str = "correlation") -> Estimate:
+        if rule == "z-score":
+            raise AbsentError("the paper sorted its images by eye")
         share = published.UNRECOGNISABLE[model, bits] / published.IMAGES
         return rate_estimate(share, published.IMAGES, generator(model, bits))
 
@@ -159,8 +163,17 @@ class Ours:
         return mean_estimate(kept, generator(model, bits, attack))
 
     @_remembered
+    def control(self, model: str, quantizer: str, attack: str) -> Estimate:
+        """Adversarial accuracy of the quantised topology at FP, with a quantiser that does not round."""
+        runs = self._runs(model, "controls", quantizer=quantizer, attack=attack)
+        if runs.empty:
+            raise AbsentError(f"no runs of {attack} on the control {quantizer} of {model}")
+        kept = [~self._images[key]["evaded"].to_numpy() for key in runs["fingerprint"]]
+        return mean_estimate([kept], generator(model, quantizer, attack))
+
+    @_remembered
     def distance(self, model: str, bits: str, attack: str, name: str = "l2") -> Estimate:
-        runs = self._direct(model, bits, attack)
+        runs = self._direct(model, bits, attack, "table7" if name == "l0" else "table6")
         values = [[part.loc[part["success"], name].to_numpy() for part in parts] for parts in runs]
         return self._mean(values, model, bits, attack, name)
 
@@ -191,6 +204,21 @@ class Ours:
             raise AbsentError(f"no runs of {attack} on {model} {bits}")
         return pd.DataFrame(columns).dropna().astype(bool)
 
+    def side_by_side(self, model: str, bits: str, attack: str, sweep: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The per-image records of the paper's attack and of a sweep's stronger one, on the images of both.
+
+        Attack seed 0 on training seed 0. Without the stronger attack the second is empty.
+        """
+        runs = [self._runs(model, "table6", bits, attack=attack, seed="0"), self._runs(model, sweep, bits)]
+        if runs[0].empty:
+            raise AbsentError(f"no runs of {attack} on {model} {bits}")
+        usual, stronger = (
+            self._images[part["fingerprint"].iloc[0]].set_index("index") if len(part) else pd.DataFrame()
+            for part in runs
+        )
+        both = usual.index.intersection(stronger.index)
+        return (usual.loc[both], stronger.loc[both]) if len(stronger) else (usual, stronger)
+
     @_remembered
     def boundary_after(self, model: str, bits: str, iterations: int, *, scale: float = 1.0) -> Estimate:
         runs = self._runs(model, "stronger_boundary", bits)
@@ -209,12 +237,12 @@ class Ours:
 
     @_remembered
     def unrecognisable(self, model: str, bits: str, rule: str = "correlation") -> Estimate:
-        flags = [_NOISE[rule](part) for part in self._figure6(model, bits)]
+        flags = [_NOISE[rule](part) for part in self._boundary(model, bits)]
         return mean_estimate([flags], generator(model, bits, rule))
 
     @_remembered
     def label_in_top_two(self, model: str, bits: str) -> Estimate:
-        parts = self._figure6(model, bits)
+        parts = self._boundary(model, bits)
         ranks = [part.loc[_unlike(part), "label_rank"].dropna().to_numpy(dtype=float) for part in parts]
         return self._mean([[values <= 1 for values in ranks]], model, bits, "top two")
 
@@ -288,31 +316,43 @@ class Ours:
         return mean_estimate(right, generator(defence, bits, "clean"))
 
     def _pairs(self, model: str, sweep: str, attack: str) -> dict[tuple[str, str], Estimate]:
-        """(source bits, target bits) -> transfer rate, over all target models and seeds of the sweep."""
+        """(source bits, target bits) -> transfer rate, over all target models and seeds of the sweep.
+
+        Sources and targets share images: replicates draw an image for all pairs and attacks alike.
+        """
         if sweep not in self._sweeps[model]:
             return {}
         runs = self._runs(model, sweep, attack=attack)
-        found: dict[tuple[str, str], list[np.ndarray]] = {}
+        found: dict[tuple[str, str], list[Estimate]] = {}
         for _, run in runs.iterrows():
             for target, images in self._transferred[run["fingerprint"]].groupby("target_bits"):
-                found.setdefault((run["params.bits"], str(target)), []).append(images["evaded"].to_numpy())
-        return {pair: mean_estimate([values], generator(model, sweep, attack, *pair)) for pair, values in found.items()}
+                weights = self._resamplings[images["index"]]
+                rate = weighted_mean_estimate(images["evaded"].to_numpy(), weights)
+                found.setdefault((run["params.bits"], str(target)), []).append(rate)
+        return {pair: average(rates) for pair, rates in found.items()}
 
-    def _direct(self, model: str, bits: str, attack: str) -> list[list[pd.DataFrame]]:
-        """Per training seed and attack seed the per-image record of the paper's attack."""
-        runs = pd.concat([self._runs(model, name, bits, attack=attack) for name in ("table6", "training_seeds")])
+    @functools.cached_property
+    def _resamplings(self) -> np.ndarray:
+        return shared_resamplings(int(self._study.transferred["index"].max()) + 1, generator("transfer"))
+
+    def _direct(self, model: str, bits: str, attack: str, sweep: str = "table6") -> list[list[pd.DataFrame]]:
+        """Per training seed and attack seed the per-image record of the paper's attack: `sweep`'s, which is of training
+        seed 0, and of the others."""
+        runs = self._runs(model, sweep, bits, attack=attack)
         if runs.empty:
             raise AbsentError(f"no runs of {attack} on {model} {bits}")
+        runs = of_one_setting(pd.concat([runs, self._runs(model, "training_seeds", bits, attack=attack)]))
         return [
             [self._images[key] for key in group["fingerprint"]] for _, group in runs.groupby("params.training.seed")
         ]
 
-    def _figure6(self, model: str, bits: str) -> list[pd.DataFrame]:
-        runs = self._runs(model, "figure6", bits)
+    def _boundary(self, model: str, bits: str) -> list[pd.DataFrame]:
+        """Per attack seed the images of Table 6's Boundary, three times a thousand: Figure 6."""
+        runs = self._runs(model, "table6", bits, attack="boundary")
         images = [self._images[key] for key in runs["fingerprint"]] if len(runs) else []
         images = [part for part in images if part["correlation"].notna().any()]
         if not images:
-            raise AbsentError(f"no Boundary runs on 3,000 images of {model} {bits}")
+            raise AbsentError(f"no Boundary runs with correlations on {model} {bits}")
         return images
 
     def _runs(self, model: str, sweep: str, bits: str | None = None, **params: str) -> pd.DataFrame:

@@ -49,12 +49,14 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The middle 95 % of the replicates; NaN where there are none."""
+        """The middle 95 % of the replicates, and the value itself, which lies beyond them where no image or every
+        image counts; NaN where there are no replicates.
+        """
         known = self.draws[np.isfinite(self.draws)]
         if not len(known):
             return (float("nan"), float("nan"))
         low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return float(low), float(high)
+        return min(float(low), self.value), max(float(high), self.value)
 
 
 def generator(*key: object) -> np.random.Generator:
@@ -130,8 +132,26 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     )
 
 
+def shared_resamplings(places: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of that many images is drawn in each replicate, (places, DRAWS), float32.
+
+    For rates on overlapping sets of images, so that a replicate draws an image for all of them or for none. The counts
+    are of Poisson's distribution, to which those of drawing with replacement tend.
+    """
+    return rng.poisson(1.0, size=(places, DRAWS)).astype(np.float32)
+
+
+def weighted_mean_estimate(values: np.ndarray, weights: np.ndarray) -> Estimate:
+    """The mean of values of images, with replicates by `shared_resamplings`' rows of the same images."""
+    drawn = np.asarray(values, dtype=np.float32) @ weights
+    return Estimate(float(np.mean(values)), drawn / weights.sum(axis=0), n=len(values))
+
+
 def average(parts: Sequence[Estimate]) -> Estimate:
-    """The mean of estimates, replicate by replicate."""
+    """The mean of estimates, replicate by replicate.
+
+    Its spread is the mean of theirs, which is not below the spread of the mean.
+    """
     known = all(len(part.draws) for part in parts)
     return Estimate(
         float(np.mean([part.value for part in parts])),

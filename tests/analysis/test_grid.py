@@ -58,7 +58,7 @@ def test_an_experiment_file_makes_the_runs_its_sweep_wants_and_no_others(model, 
     assert missing(made, sweep) == []
     assert len(select(made, sweep)) == len(rows) == len(cells(sweep))
     if sweep.pipeline in ("attack", "transfer"):
-        assert {row["params.n_requested"] for row in rows} == {str(sweep.images)}
+        assert all(int(row["params.n_requested"]) >= sweep.images for row in rows)
 
 
 def test_of_an_empty_study_every_sweep_is_to_be_launched():
@@ -85,7 +85,7 @@ def test_commands_name_what_is_missing():
 
 
 def test_a_sweep_that_is_complete_is_not_to_be_launched():
-    rows = planned("attack", "experiment=figure6", "model=mnist_a")
+    rows = planned("attack", "experiment=figure7", "model=mnist_a")
     assert len(commands(study("attack", rows))) == len(SWEEPS) - 1
 
 
@@ -130,6 +130,33 @@ def test_of_a_cell_attacked_on_several_numbers_of_images_one_number_counts(sizes
     rows = [table6(f"{size}-{seed}", n=size, seed=seed) for size in sizes for seed in "01"]
     found = select(study("attack", rows), sweeps("mnist_a")["table6"])
     assert sorted(found["fingerprint"]) == [f"{size}-{seed}" for size in chosen for seed in "01"]
+
+
+def test_a_cell_attacked_on_too_few_images_is_to_be_launched():
+    """Of ResNet-20 200 images suffice under CW, and only there."""
+    for name, n, lacking in (("cw", "200", False), ("cw", "199", True), ("fgsm", "999", True)):
+        rows = planned("attack", "experiment=table6", "model=resnet20", f"attack={name}", f"n={n}")
+        launch = "python -m pipelines.attack -m experiment=table6 model=resnet20"
+        (line,) = (line for line in commands(study("attack", rows)) if line.startswith(launch))
+        assert (f"attack={name}" in line or f",{name}" in line) == lacking
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"params.variant": "first"}, {"params.training.name": "mnist_paper"}, {"params.attack.learning_rate": "0.5"}],
+    ids=lambda other: next(iter(other)),
+)
+def test_runs_of_a_second_setting_are_not_averaged_with_those_of_the_usual_one(other):
+    rows = [table6(f"usual {bits} {seed}", bits=bits, seed=seed) for bits in ("FP", "1") for seed in "01"]
+    rows += [table6(f"other {seed}", bits="1", seed=seed, **other) for seed in "012"]
+    found = select(study("attack", rows), sweeps("mnist_a")["table6"])
+    assert sorted(found["fingerprint"]) == [f"usual {bits} {seed}" for bits in ("1", "FP") for seed in "01"]
+
+
+def test_a_cell_that_has_only_another_setting_is_kept():
+    rows = [table6("a", bits="FP"), table6("b", bits="1", **{"params.training.epochs": "60"})]
+    found = select(study("attack", rows), sweeps("mnist_a")["table6"])
+    assert sorted(found["fingerprint"]) == ["a", "b"]
 
 
 def test_each_cell_has_its_own_number_of_images():

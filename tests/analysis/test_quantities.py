@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.comparisons import stronger_attacks
+from analysis.comparisons import controls, stronger_attacks
 from analysis.quantities import AbsentError, Ours
 from analysis.study import Study
 from tests.analysis.test_grid import planned
@@ -18,7 +18,7 @@ def study(cells, *, progress=(), transfers=()):
     images = [record(str(i), **columns) for i, (_, columns) in enumerate(cells)]
     moved = [{**row, "fingerprint": f"t{i}"} for i, (row, _) in enumerate(transfers)]
     transferred = [
-        pd.DataFrame({"fingerprint": f"t{i}", "target_bits": bits, "evaded": hits})
+        pd.DataFrame({"fingerprint": f"t{i}", "target_bits": bits, "index": range(len(hits)), "evaded": hits})
         for i, (_, targets) in enumerate(transfers)
         for bits, hits in targets.items()
     ]
@@ -32,10 +32,10 @@ def study(cells, *, progress=(), transfers=()):
     )
 
 
-def record(fingerprint, *, evaded, index=None, l2=1.0, label_rank=1, correlation=1.0):
+def record(fingerprint, *, evaded, index=None, l2=1.0, l0=1.0, label_rank=1, correlation=1.0):
     places = range(len(evaded)) if index is None else index
     frame = pd.DataFrame({"fingerprint": fingerprint, "index": places, "evaded": np.array(evaded, dtype=bool)})
-    return frame.assign(success=frame["evaded"], l2=l2, label_rank=label_rank, correlation=correlation)
+    return frame.assign(success=frame["evaded"], l2=l2, l0=l0, label_rank=label_rank, correlation=correlation)
 
 
 def table6(**overrides):
@@ -71,6 +71,51 @@ def test_distance_is_over_successful_images():
         ours.distance("mnist_a", "1", "fgsm", "l2")
     with pytest.raises(AbsentError, match="no runs of cw on mnist_a 1"):
         ours.distance("mnist_a", "1", "cw", "l2")
+
+
+def test_table_7_s_distance_is_of_its_own_runs_and_of_the_other_trainings():
+    (saliency,) = launch("attack", "experiment=table7", "bits=FP", "seed=0")
+    images = {"evaded": [1, 1]}
+    cells = [
+        (table6(attack="jsma"), {**images, "l0": 90.0}),
+        (saliency, {**images, "l0": 10.0}),
+        (other_training(table6(attack="jsma")), {**images, "l0": 14.0}),
+    ]
+    estimate = Ours(study(cells)).distance("mnist_a", "FP", "jsma", "l0")
+    assert (estimate.value, estimate.spread, estimate.seeds) == (12, 4, 2)
+
+
+def test_a_second_recipe_of_the_other_trainings_is_left_out():
+    cells = [(table6(), {"evaded": [1, 1]}), (other_training(table6()), {"evaded": [1, 0]})]
+    cells += [({**other_training(table6()), "params.training.name": "mnist_paper"}, {"evaded": [0, 0]})]
+    assert Ours(study(cells)).adversarial_accuracy("mnist_a", "FP", "fgsm").value == 0.25
+
+
+def test_the_stronger_attack_is_held_against_the_paper_s_on_the_same_network_and_images():
+    (adam,) = launch("attack", "experiment=stronger_cw", "bits=FP")
+    cells = [
+        (table6(attack="cw"), {"evaded": [0, 1, 1, 1], "l2": [9.0, 2.0, 4.0, 90.0]}),
+        (other_training(table6(attack="cw")), {"evaded": [1, 1, 1, 1], "l2": 50.0}),
+        (adam, {"evaded": [1, 1, 1], "l2": [1.0, 1.0, 4.0], "index": [2, 1, 0]}),
+    ]
+    made = study(cells)
+    (table,) = stronger_attacks(made, Ours(made)).sections.values()
+    assert table.loc["FP", "CW"].to_dict() == {
+        "paper's": "0.333", "its L2": "3.00", "Adam, κ = 0": "0.000", "L2": "2.00", "n": "3",
+    }  # fmt: skip
+
+
+def test_controls_say_what_is_left_of_a_width_s_effect():
+    (control,) = launch("attack", "experiment=controls", "quantizer=clip_only", "attack=fgsm")
+    rates = {"FP": 0.1, "1": 0.5}
+    cells = [(table6(bits=bits), {"evaded": np.arange(1000) >= 1000 * rate}) for bits, rate in rates.items()]
+    cells += [(control, {"evaded": np.arange(1000) >= 300})]
+    levels, effects = controls(Ours(study(cells))).sections.values()
+    assert levels.loc["control clip_only", "fgsm"].startswith("0.300 (0.27")
+    assert effects.index.tolist() == ["FP − control clip_only", "1 − FP", "1 − control clip_only"]
+    lefts = [effects.loc[row, "fgsm"] for row in effects.index]
+    assert [left.split()[0] for left in lefts] == ["-0.200", "+0.400", "+0.200"]
+    assert all(left.endswith("*") for left in lefts)
 
 
 def yardsticks(attack, budget):
@@ -121,7 +166,7 @@ def test_boundary_s_distance_after_iterations_is_the_run_s_at_its_end_and_the_sn
 
 
 def test_unrecognisable_images_are_successful_and_unlike_their_originals():
-    (row,) = launch("attack", "experiment=figure6", "bits=1")
+    (row,) = launch("attack", "experiment=table6", "bits=1", "attack=boundary", "seed=0")
     # of L2 1, 1, 1, 1, 5, 9 successful: mean 3, standard deviation 3.3; 5 is below, 9 above
     l2 = [1.0, 1.0, 1.0, 1.0, 5.0, 9.0, 99.0]
     unlike = {"correlation": [0.9, 0.9, 0.9, 0.9, 0.2, 0.1, 0.0], "label_rank": [0, 0, 0, 0, 1, 2, 0]}
@@ -129,7 +174,7 @@ def test_unrecognisable_images_are_successful_and_unlike_their_originals():
     assert ours.unrecognisable("mnist_a", "1").value == pytest.approx(2 / 7)
     assert ours.unrecognisable("mnist_a", "1", "z-score").value == pytest.approx(1 / 7)
     assert ours.label_in_top_two("mnist_a", "1").value == 0.5
-    with pytest.raises(AbsentError, match="no Boundary runs on 3,000 images of mnist_a FP"):
+    with pytest.raises(AbsentError, match="no Boundary runs with correlations on mnist_a FP"):
         ours.unrecognisable("mnist_a", "FP")
 
 
@@ -149,6 +194,14 @@ def test_transfer_rates_are_to_the_source_itself_or_to_its_other_widths():
     assert ours.transfer_rate("mnist_a", "cw", own=False).value == pytest.approx((0.2 + 0.4 + 0.6 + 0.0) / 4)
     with pytest.raises(AbsentError, match="no transfer runs of fgsm on mnist_a"):
         ours.transfer_rate("mnist_a", "fgsm", own=True)
+
+
+def test_rates_of_one_source_to_many_targets_are_not_taken_for_independent():
+    """All targets fall for the same images: the mean over them is no more certain than one of them."""
+    fp, one = (row for row in transfers("bits") if row["params.attack"] == "cw")
+    ours = Ours(study([], transfers=[(fp, rates(FP=1.0, b1=0.5, b2=0.5, b4=0.5)), (one, rates(FP=0.5, b1=1.0))]))
+    low, high = ours.transfer_rate("mnist_a", "cw", own=False).interval
+    assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=0.1)
 
 
 def test_transfers_to_own_and_other_quantised_widths_are_paired_by_source():

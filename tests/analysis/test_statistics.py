@@ -124,10 +124,11 @@ def test_a_published_rate_has_the_binomial_interval():
     assert (estimate.value, estimate.n) == (0.2, 3000)
 
 
-def test_a_rate_of_zero_has_an_interval_of_some_width():
+def test_a_rate_of_zero_has_an_interval_of_some_width_and_is_in_it():
     low, high = rate_estimate(0.0, 3000, rng()).interval
-    assert low < 1e-5
+    assert low == 0
     assert 1 / 3000 < high < 4 / 3000
+    assert rate_estimate(1.0, 3000, rng()).interval[1] == 1
 
 
 @pytest.mark.parametrize(
