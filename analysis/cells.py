@@ -45,7 +45,7 @@ _AS_PUBLISHED = {
 def newest(runs: pd.DataFrame) -> pd.DataFrame:
     """Keep the newest run of each fingerprint, with the number of older ones as `superseded`."""
     ordered = runs.sort_values("started", ascending=False)
-    counts = ordered["fingerprint"].map(ordered["fingerprint"].value_counts())
+    counts = ordered.groupby("fingerprint")["started"].transform("size")
     return ordered.assign(superseded=counts - 1).drop_duplicates("fingerprint")
 
 

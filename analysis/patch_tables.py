@@ -171,7 +171,7 @@ def ablation(patches: Patches) -> PaperTable:
     used = []
     for family, part in _families(patches):
         runs = white_box(part.attacks, "patch_lavan")
-        runs = runs[runs["defence"].map(_is_qadt_r)]
+        runs = runs[runs["defence"].map(_is_qadt_r).astype(bool)]
         if not runs["defence"].map(is_ablated).any():
             continue
         used.append(runs)

@@ -14,18 +14,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from analysis.cells import newest
 from analysis.store import default_uri, load_runs
+from analysis.tables import provenance
 
 KINDS = ("train", "attack", "transfer", "alignment", "sensitivity")
 TABLES = {
@@ -113,24 +117,47 @@ def merged(old: Study, new: Study) -> Study:
 
 
 def save(study: Study, folder: Path) -> None:
-    """Write a study as Parquet files and one safetensors file of pictures."""
+    """Write a study as Parquet files and one safetensors file of pictures, each with its `provenance`."""
     folder.mkdir(parents=True, exist_ok=True)
+    told = {"provenance": json.dumps(_provenance(study))}
     for name in (*KINDS, *TABLES):
-        getattr(study, name).to_parquet(folder / f"{name}.parquet", compression="zstd", index=False)
-    save_file(study.pictures, folder / "pictures.safetensors")
+        table = pyarrow.Table.from_pandas(getattr(study, name), preserve_index=False)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **told})
+        pyarrow.parquet.write_table(table, folder / f"{name}.parquet", compression="zstd")
+    save_file(study.pictures, folder / "pictures.safetensors", metadata=told)
+
+
+def _provenance(study: Study) -> dict[str, Any]:
+    """What made a study's files: the command, and of its runs how many, when, and on which code and machines.
+
+    The overrides of each run stand in its row.
+    """
+    runs = pd.concat([getattr(study, kind) for kind in KINDS])
+    facts = provenance(runs) if "commit" in runs else {}
+    facts.pop("overrides", None)
+    return {"command": "python -m analysis.study", **facts}
 
 
 def load(folder: Path) -> Study:
     """Read what `save` wrote.
 
     Raises:
-        LookupError: there is no study in the folder.
+        LookupError: there is no study in the folder, or a file of it is damaged.
     """
     if not (folder / "attack.parquet").is_file():
         raise LookupError(f"{folder} holds no exported study: make one with python -m analysis.study")
     written = [name for name in (*KINDS, *TABLES) if (folder / f"{name}.parquet").is_file()]
-    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in written}
-    return Study(**tables, pictures=load_file(folder / "pictures.safetensors"))
+    path = folder
+    try:
+        read = {}
+        for name in written:
+            path = folder / f"{name}.parquet"
+            read[name] = pd.read_parquet(path)
+        path = folder / "pictures.safetensors"
+        return Study(**read, pictures=load_file(path))
+    except (OSError, pyarrow.ArrowException, SafetensorError) as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
+        raise LookupError(f"{path} {reason}: take the committed one, or export anew with --replace") from error
 
 
 def _newest(runs: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qnn.checkpoint import DESCRIPTION, read_description
+from qnn.checkpoint import DESCRIPTION, CheckpointError, read_description
 
 FOLDER = Path(__file__).parent
 
@@ -32,7 +32,9 @@ def find(folder: Path, *, net: dict[str, Any], quantizer: str, bits: str, data: 
     """
     wanted = {"net": net, "quantizer": quantizer, "bits": bits, "data": data}
     for path, described in descriptions(folder).items():
-        same = all(described.get(name) == value for name, value in wanted.items())
-        if same and described["training"]["seed"] == training_seed:
+        training = described.get("training")
+        if not isinstance(training, dict) or "seed" not in training:
+            raise CheckpointError(f"{path / DESCRIPTION} does not say what the network was trained with")
+        if all(described.get(name) == value for name, value in wanted.items()) and training["seed"] == training_seed:
             return path
     return None

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.cells import TIDY, bits_order, cell_table
+from analysis.cells import TIDY, bits_order, cell_table, newest
 
 PAPER_FGSM = {"params.attack": "fgsm", "params.variant": "single_step", "params.attack.eps": "0.25"}
 
@@ -52,6 +52,10 @@ def test_runs_that_differ_in_a_setting_are_never_averaged(setting, value, shown)
     assert len(table) == 2
     assert shown in set(table["variant"])
     assert (table["seeds"] == 1).all()
+
+
+def test_of_no_runs_there_is_no_newest():
+    assert newest(pd.DataFrame([run("a")]).iloc[:0]).empty
 
 
 def test_of_duplicate_runs_the_newest_counts_and_the_others_are_mentioned():

@@ -1,10 +1,13 @@
+import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 import torch
 from mlflow import MlflowClient
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from analysis.study import KINDS, PICTURES, TABLES, Study, from_store, load, main, merged, save
@@ -175,6 +178,37 @@ def test_a_study_without_attacks_is_saved_and_loaded(tmp_path):
     bare = Study(pd.DataFrame({"fingerprint": ["net"]}), pd.DataFrame(), pd.DataFrame())
     save(bare, tmp_path)
     same(load(tmp_path), bare)
+
+
+def test_every_exported_file_says_where_it_comes_from(study, tmp_path):
+    save(study, tmp_path)
+    for path in tmp_path.iterdir():
+        if path.suffix == ".parquet":
+            told = pyarrow.parquet.read_schema(path).metadata[b"provenance"]
+        else:
+            with safe_open(path, framework="numpy") as stored:
+                told = stored.metadata()["provenance"]
+        facts = json.loads(told)
+        assert facts["command"] == "python -m analysis.study"
+        assert facts["runs"] > 0
+        assert {"commit", "versions", "hardware", "first", "last"} <= facts.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pictures.safetensors", None, "pictures.safetensors is missing"),
+        ("pictures.safetensors", b"cut", "pictures.safetensors is damaged"),
+        ("images.parquet", b"PAR1cut", "images.parquet is damaged"),
+    ],
+)
+def test_a_damaged_export_is_named(name, content, message, study, tmp_path):
+    save(study, tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(LookupError, match=message):
+        load(tmp_path)
 
 
 def test_an_empty_folder_is_no_study(tmp_path):

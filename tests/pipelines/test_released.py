@@ -173,6 +173,15 @@ def test_damaged_release_is_noticed_before_anything_runs(file, message, networks
     assert_one_line_with(message, capsys)
 
 
+def test_a_description_without_its_training_is_damaged(networks: Path, command, capsys):
+    path = networks / "mnist_a-digits-1-seed0" / DESCRIPTION
+    described = json.loads(path.read_text())
+    del described["training"]
+    path.write_text(json.dumps(described))
+    assert command("attack", "bits=1", *RELEASED) == 1
+    assert_one_line_with("does not say what the network was trained with", capsys)
+
+
 def test_table_lists_every_network_and_the_sizes_by_width(shipped: Path):
     text = (shipped / release.README).read_text()
     for name, first in {
