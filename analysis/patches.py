@@ -167,9 +167,8 @@ def _attacks(runs: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
         seconds=_numbers(runs, "metrics.seconds"),
     )
     found["hits"] = found["n"] - (runs["metrics.adversarial_accuracy"] * found["n"]).round().astype(int)
-    cell = [*_NETWORK, *(name for name in _ATTACK if name != "seed")]
     asked = _whole(runs, "n_requested")
-    return found[asked == asked.groupby([found[name] for name in cell]).transform("max")]
+    return found[asked == asked.groupby([found[name] for name in (*_NETWORK, *_ATTACK)]).transform("max")]
 
 
 def _settings(runs: pd.DataFrame) -> pd.DataFrame:
@@ -280,25 +279,33 @@ def _defence_names(study: Study) -> pd.Series:
         return pd.Series(dtype=str)
     runs = pd.concat(tables, ignore_index=True)
     names = pd.Series([_name(run) for run in runs.to_dict("records")])
-    of_family = [_text(runs, name) for name in ("data", "model", "training.name")]
-    spelt = names.copy()
-    for column in runs.columns:
-        if column.startswith(("params.defence.", "params.training.")) and column not in _TOLD:
-            values = runs[column].fillna("").astype(str)
-            differ = values.groupby([*of_family, _text(runs, "bits"), names]).transform("nunique") > 1
-            differ = differ.groupby([*of_family, names]).transform("any")  # at other widths, too
-            setting = column.removeprefix("params.").removeprefix("defence.objective.")
-            spelt = spelt.where(~differ, spelt + f", {setting}=" + values)
-    return pd.Series(spelt.to_numpy(), index=runs["fingerprint"])
+    told = [name for name in runs if name.startswith(("params.defence.", "params.training.")) and name not in _TOLD]
+    settings = runs[told].fillna("").astype(str).rename(columns=_in_short)
+    of_family = [*(_text(runs, name) for name in ("data", "model", "training.name")), names]
+    told_apart = settings.agg("\n".join, axis=1)
+    common = told_apart.groupby([*of_family, told_apart]).transform("size")
+    for _, places in runs.groupby([*of_family, _text(runs, "bits")]).groups.items():
+        usual = settings.loc[common[places].idxmax()]
+        for place in places[told_apart[places] != told_apart[usual.name]]:
+            odd = settings.loc[place]
+            names[place] += "".join(f", {name}={odd[name] or 'none'}" for name in _differing(odd, usual))
+    return pd.Series(names.to_numpy(), index=runs["fingerprint"])
+
+
+def _differing(settings: pd.Series, usual: pd.Series) -> list[str]:
+    """The names of the settings that differ; where a network starts from says all about its start."""
+    names = [str(name) for name in settings.index[settings != usual]]
+    return [
+        name for name in names if not name.startswith("start.") or name == "start.bits" or "start.bits" not in names
+    ]
+
+
+def _in_short(column: str) -> str:
+    return column.removeprefix("params.").removeprefix("defence.").removeprefix("objective.")
 
 
 _OBJECTIVE = "params.defence.objective."
-_TOLD = {
-    *(f"{_OBJECTIVE}{name}" for name in ("a_qapa", "dbwt", "gir", "widths")),
-    "params.defence.widths",
-    "params.defence.norms",
-    "params.training.seed",
-}
+_TOLD = {*(f"{_OBJECTIVE}{name}" for name in ("a_qapa", "dbwt", "gir", "widths")), "params.training.seed"}
 
 
 def _name(run: dict) -> str:

@@ -28,7 +28,9 @@ def verdicts(paper: Sequence[Judgement], ours: Sequence[Judgement]) -> pd.DataFr
                 else "{:+.3f} ({:+.3f} … {:+.3f})".format(effect.value, *effect.interval),
                 "for / against / of": f"{counts[0]} / {counts[1]} / {len(mine.claim.contrasts)}",
                 "our rule": mine.claim.rule
-                or {"all": "every contrast", "most": "most contrasts", "mean": "their mean"}[mine.claim.needs],
+                or {"all": "every contrast", "most": "most contrasts", "any": "one contrast", "mean": "their mean"}[
+                    mine.claim.needs
+                ],
             }
         )
     return pd.DataFrame(rows)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from attacks.evaluation import Cotangent, Evaluator, check_images
+from attacks.evaluation import Evaluator, check_images
+from attacks.losses import exact_cross_entropy
 
 
 def input_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -21,15 +21,4 @@ def input_gradients(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """
     check_images(x, y)
     with Evaluator(model, x) as network:
-        return network.gradients(x, _cross_entropy(y))[1]
-
-
-def _cross_entropy(classes: Tensor) -> Cotangent:
-    """Cross-entropy whose gradient by the label's logit, p − 1, is summed from the other classes' probabilities."""
-
-    def by_logits(logits: Tensor, rows: slice) -> Tensor:
-        own = classes[rows][:, None]
-        others = torch.softmax(logits, 1).scatter(1, own, 0.0)
-        return others.scatter(1, own, -others.sum(1, keepdim=True))
-
-    return by_logits
+        return network.gradients(x, exact_cross_entropy(y))[1]

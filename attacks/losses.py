@@ -22,6 +22,20 @@ def cross_entropy(classes: Tensor, *, sign: int = 1, scale: float = 1.0) -> Cota
     return by_logits
 
 
+def exact_cross_entropy(classes: Tensor, *, sign: int = 1) -> Cotangent:
+    """As `cross_entropy`, and exact also where float32 rounds the probability of the class to 1.
+
+    Its gradient by the logit of the class, p − 1, is summed from the probabilities of the others.
+    """
+
+    def by_logits(logits: Tensor, rows: slice) -> Tensor:
+        own = classes[rows][:, None]
+        others = sign * torch.softmax(logits, 1).scatter(1, own, 0.0)
+        return others.scatter(1, own, -others.sum(1, keepdim=True))
+
+    return by_logits
+
+
 def margin(classes: Tensor, *, sign: int = 1, scale: float = 1.0) -> Cotangent:
     """`sign` times (largest other logit − logit of `classes`), of logits multiplied by `scale`."""
 

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from attacks.evaluation import Cotangent, Evaluator, check_images
-from attacks.losses import cross_entropy, margin, runner_up
+from attacks.losses import exact_cross_entropy, margin, runner_up
 from attacks.native.randomness import per_image_generators
 from attacks.parameters import check_choices, check_parameters
 from attacks.result import AttackResult
@@ -28,7 +28,7 @@ Loss = Literal["cross_entropy", "margin"]
 _CENTRE_BOX = (11, 11, 10, 10)
 _CENTRE_BOX_IN = 32
 
-_GRADIENTS: dict[str, Callable[..., Cotangent]] = {"cross_entropy": cross_entropy, "margin": margin}
+_GRADIENTS: dict[str, Callable[..., Cotangent]] = {"cross_entropy": exact_cross_entropy, "margin": margin}
 
 
 def check_settings(attack: Callable[..., Any], settings: dict[str, Any]) -> None:

@@ -24,7 +24,13 @@ class Selection:
 
 
 def select_correct(
-    predict: Callable[[Tensor], Tensor], pixels: Callable[[Tensor], Tensor], labels: Tensor, *, n: int, seed: int
+    predict: Callable[[Tensor], Tensor],
+    pixels: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    *,
+    n: int,
+    seed: int,
+    besides: int | None = None,
 ) -> Selection:
     """The first `n` images of a seeded permutation that the network classifies correctly.
 
@@ -36,6 +42,7 @@ def select_correct(
         predict: images -> logits.
         pixels: positions -> images.
         labels: of the whole test split, (m,).
+        besides: a class whose images are left out: that of a targeted attack, which has nothing to do on them.
 
     Raises:
         ValueError: the network gets no image right.
@@ -45,6 +52,8 @@ def select_correct(
     found = 0
     for block in order.split(BLOCK):
         correct = predict(pixels(block)).argmax(1).cpu() == labels[block]
+        if besides is not None:
+            correct &= labels[block] != besides
         chosen.append(block[correct][: n - found])
         found += len(chosen[-1])
         if found == n:

@@ -112,7 +112,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     victim = victims.obtain(cfg, data, tracker, parent, device)
     net = victim.net
     note("choosing images", of=label(cfg))
-    selection = networks.images_right(net, data.test, device, n=cfg.n, seed=cfg.seed)
+    selection = networks.images_right(net, data.test, device, n=cfg.n, seed=cfg.seed, besides=_target_class(cfg))
     x, y = data.test.pixels(selection.indices).to(device), selection.labels.to(device)
     clean_logits = predict(net, x)
     targets = choose_targets(cfg.attack.get("target"), clean_logits, y, seed=cfg.seed)
@@ -218,6 +218,12 @@ def _attack(
     return result
 
 
+def _target_class(cfg: DictConfig) -> int | None:
+    """The class that all images are to be taken for, if there is one."""
+    target = cfg.attack.get("target")
+    return target if isinstance(target, int) else None
+
+
 def _crafting(cfg: DictConfig) -> dict[str, Any]:
     """Where a universal perturbation is grown, if not on the attacked images."""
     on = cfg.attack.get("craft", "attacked")
@@ -227,7 +233,8 @@ def _crafting(cfg: DictConfig) -> dict[str, Any]:
 def _crafting_images(
     cfg: DictConfig, net: torch.nn.Module, data: ImageData, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    chosen = networks.images_right(net, data.train, device, n=cfg.attack.craft_n, seed=cfg.seed)
+    wanted = {"n": cfg.attack.craft_n, "seed": cfg.seed, "besides": _target_class(cfg)}
+    chosen = networks.images_right(net, data.train, device, **wanted)
     return data.train.pixels(chosen.indices).to(device), chosen.labels.to(device)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from attacks.selection import Selection, select_correct
 from pipelines import released, settings, train
@@ -21,7 +21,7 @@ from qnn.checkpoint import CheckpointError, load_weights, read_description
 from qnn.data import ImageData, Split
 from qnn.evaluation import EVALUATION_BATCH, evaluate, predict
 from qnn.precision import Precision
-from qnn.switchable import add_width, at_width, widths_of
+from qnn.switchable import RandomWidth, add_width, at_width, widths_of
 
 _NEEDED = {"fingerprint", "model", "net", "quantizer", "bits", "test_accuracy"}
 CALIBRATION_IMAGES = 2000
@@ -64,9 +64,22 @@ def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | Non
     return Network(net, described, source, switchable)
 
 
-def images_right(net: nn.Module, split: Split, device: torch.device, *, n: int, seed: int) -> Selection:
-    """The first `n` images of a seeded permutation of a split that a network on `device` gets right."""
-    return select_correct(lambda images: predict(net, images.to(device)), split.pixels, split.labels, n=n, seed=seed)
+def images_right(
+    net: nn.Module, split: Split, device: torch.device, *, n: int, seed: int, besides: int | None = None
+) -> Selection:
+    """The first `n` images of a seeded permutation of a split that a network on `device` gets right.
+
+    One whose width is drawn must get them right at every width, or its draws alone would break images.
+    """
+    members = list(net.nets) if isinstance(net, RandomWidth) else [net]
+
+    def logits(images: Tensor) -> Tensor:
+        found = [predict(member, images.to(device)) for member in members]
+        classes = torch.stack([part.argmax(1) for part in found])
+        odd = (classes != classes[0]).any(0)
+        return torch.cat([found[0], torch.where(odd, torch.inf, -torch.inf)[:, None]], 1)  # no label is that class
+
+    return select_correct(logits, split.pixels, split.labels, n=n, seed=seed, besides=besides)
 
 
 def compared(cfg: DictConfig) -> dict[str, DictConfig]:

@@ -21,6 +21,7 @@ from pipelines.results import Result
 from pipelines.tracking import Tracker, flatten
 from qnn.checkpoint import is_own, load_weights, read_description, save_network
 from qnn.data import ImageData
+from qnn.defences import Defence
 from qnn.evaluation import evaluate
 from qnn.precision import Precision
 from qnn.switchable import at_every_width, at_width, widths_of
@@ -43,9 +44,13 @@ def check_network(cfg: DictConfig) -> None:
         raise InputError(f"weights=released and network={cfg.network} name a network each: leave one of them out")
     data = settings.load_data(cfg)
     with torch.device("meta"):
-        settings.build_network(cfg, data)
-    settings.objective(cfg)
-    settings.recipe(cfg)
+        net = settings.build_network(cfg, data)
+    objective, recipe = settings.objective(cfg), settings.recipe(cfg)
+    if isinstance(objective, Defence):
+        try:
+            objective.check(net, recipe.epochs)
+        except ValueError as error:
+            raise InputError(f"defence={cfg.defence.name}: {error}") from None
     settings.device(cfg)
     if cfg.defence.start is not None:
         check_network(start := start_config(cfg))

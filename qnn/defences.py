@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from qnn.precision import Precision
 from qnn.recipes import Step
-from qnn.regularizers import GradientInconsistency, GradientNoise, Regularizer
+from qnn.regularizers import FeatureDisalignment, GradientInconsistency, GradientNoise, Regularizer, stage_ends
 from qnn.switchable import set_width
 
 Order = Literal["cycle", "cycle_shuffled", "random", "epoch", "all", "lowest"]
@@ -60,6 +60,11 @@ class Schedule:
 
     def _entry(self, width: str) -> float:
         return (self.enters or {}).get(width, 0.0)
+
+    def never_trained(self, epochs: int) -> tuple[str, ...]:
+        """The widths that have not entered by the last epoch."""
+        last = self.active(Step(max(0, epochs - 1), epochs, 0))
+        return tuple(width for width in self.widths if width not in last)
 
     def active(self, step: Step) -> tuple[str, ...]:
         """The widths that have entered."""
@@ -133,6 +138,13 @@ class Defence(nn.Module):
         self.clean_weight, self.adversarial_weight = clean_weight, adversarial_weight
         self.regularizers, self.gradient_noise = tuple(regularizers), gradient_noise
         self.register_buffer("success", torch.ones(len(names)))
+
+    def check(self, net: nn.Module, epochs: int) -> None:
+        """Raise ValueError if a network cannot be trained like this, or not at all its widths in so many epochs."""
+        if late := self.schedule.never_trained(epochs):
+            raise ValueError(f"{epochs} epochs are too few: widths {', '.join(late)} would never be trained")
+        if self.gradient_noise is not None or any(isinstance(term, FeatureDisalignment) for term in self.regularizers):
+            stage_ends(net)
 
     def forward(self, net: nn.Module, images: Tensor, labels: Tensor, step: Step) -> dict[str, Tensor]:
         """`loss`, `logits` of the images as they were trained on, and the parts of the loss by name."""
@@ -217,7 +229,7 @@ def qadt_r(
     Args:
         a_qapa: make patches at the trained width and at others; off: at the highest width only, that is
             without quantisation.
-        dbwt: train the widths in turn; off: train the lowest of them alone.
+        dbwt: train the widths in turn; off: train the lower of two alone.
         gir: ``inconsistency`` (a regulariser), ``noise`` (on the gradients of the training) or ``none``.
         warm_up: the share of the training in which widths below 8 bits are not yet trained (with `dbwt`).
         gir_sigma: None: 0.05 for the regulariser, 0.1 for the noise.
@@ -226,6 +238,11 @@ def qadt_r(
     if gir not in choices:
         raise ValueError(f"gir={gir} is unknown: use {', '.join(choices)}")
     sigma = choices[gir] if gir_sigma is None else gir_sigma
+    if not dbwt and len(widths) > 2:
+        raise ValueError(
+            "dbwt=false trains the lowest width alone, so the others would be left as they are: give it one width and"
+            " FP, as defence=qadt_r_fixed does"
+        )
     return Defence(
         widths=widths,
         order="cycle_shuffled" if dbwt else "lowest",

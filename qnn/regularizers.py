@@ -152,12 +152,13 @@ def _mean_over_pairs(maps: Sequence[Tensor], alpha: float, beta: float, like: Te
 @contextmanager
 def _after_stages(net: nn.Module, hook) -> Iterator[None]:
     with ExitStack() as stack:
-        for name in _stage_ends(net):
+        for name in stage_ends(net):
             stack.callback(net.get_submodule(name).register_forward_hook(hook).remove)
         yield
 
 
-def _stage_ends(net: nn.Module) -> tuple[str, ...]:
+def stage_ends(net: nn.Module) -> tuple[str, ...]:
+    """The modules that end a network's stages; raises ValueError if it does not name any."""
     ends = getattr(net, "stage_ends", None)
     if not ends:
         raise ValueError(f"{type(net).__name__} does not say where its stages end: give it a property `stage_ends`")

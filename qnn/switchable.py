@@ -176,6 +176,8 @@ def add_width(net: nn.Module, width: str, build: Callable[[str], nn.Module], ima
         state = switch.by_width[source].state_dict()
         if state.keys() == module.state_dict().keys():
             module.load_state_dict(state)
+            if "range" in state:
+                module.get_buffer("range").zero_()  # it starts at the range of the first batch
         switch.by_width[width] = module.to(images[0].device)
         added.append(module)
     set_width(net, width)

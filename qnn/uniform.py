@@ -58,7 +58,7 @@ class UniformWeight(QuantizerModule):
             channels = w.detach().flatten(1)
             spread = channels.square().mean(1).sqrt()
             largest = torch.minimum(channels.abs().amax(1), gaussian_range(steps) * spread)
-            scale = largest.clamp(min=_TINY).view(-1, *[1] * (w.ndim - 1)) / steps
+            scale = (largest / steps).clamp(min=_TINY).view(-1, *[1] * (w.ndim - 1))
             return straight_through(torch.round(w.detach() / scale).clamp(-steps, steps) * scale, w)
 
     def extra_repr(self) -> str:

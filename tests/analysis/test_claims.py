@@ -65,6 +65,10 @@ def claim_of(source, needs="all"):
         ("most", [UP, UP, UP, None], HOLDS),
         ("most", [UP, UP, None, None], OPEN),
         ("most", [DOWN, DOWN, None, None], FAILS),
+        ("any", [UP, DOWN], HOLDS),
+        ("any", [DOWN, DOWN], FAILS),
+        ("any", [DOWN, UNCLEAR], OPEN),
+        ("any", [DOWN, None], OPEN),
         ("mean", [UP, UP, DOWN], HOLDS),
         ("mean", [DOWN, DOWN, UP], FAILS),
         ("mean", [UP, UNCLEAR], HOLDS),
@@ -96,7 +100,7 @@ def test_contrasts_add_up_to_a_verdict(needs, estimates, verdict):
 )
 def test_an_effect_counts_beyond_its_interval_and_the_spread_between_training_seeds(estimate, verdict):
     source = Given(estimate)
-    for needs in ("all", "most", "mean"):
+    for needs in ("all", "most", "any", "mean"):
         assert judge(claim_of(source, needs), source).verdict == verdict
 
 

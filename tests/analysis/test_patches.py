@@ -183,9 +183,40 @@ def test_networks_that_differ_in_a_setting_are_not_taken_for_one():
     attack = attacks(
         *(f"{SMALL} attack=patch_lavan defence=pbat defence.objective.adversary.max_iter={k}" for k in (5, 25))
     )
-    names = {f"pbat, adversary.max_iter={k}" for k in (5, 25)}
-    assert set(read(study(attack)).attacks["defence"]) == names
+    assert set(read(study(attack)).attacks["defence"]) == {"pbat", "pbat, adversary.max_iter=25"}
     assert patches.title_of("pbat, adversary.max_iter=5") == "PBAT, adversary.max_iter=5"
+
+
+@pytest.mark.parametrize(
+    ("defence", "other", "named"),
+    [
+        ("none", {"params.defence.widths": "FP 2"}, "none, widths=FP 2"),
+        ("qadt_r", {"params.defence.norms": "shared"}, "qadt_r, norms=shared"),
+        (
+            "none",
+            {"params.defence.start.bits": "FP", "params.defence.start.weights": "released"},
+            "none, start.bits=FP",
+        ),
+    ],
+)
+def test_the_usual_network_of_a_defence_keeps_its_name_and_others_say_what_differs(defence, other, named):
+    usual = attacks(f"{SMALL} attack=patch_lavan defence={defence}")
+    odd = usual.iloc[:1].assign(fingerprint="odd", **other)
+    found = read(study(pd.concat([usual, odd]))).attacks
+    assert found.set_index("fingerprint")["defence"].to_dict() == {
+        **dict.fromkeys(usual["fingerprint"], defence), "odd": named,
+    }  # fmt: skip
+
+
+def test_a_run_on_more_images_of_one_seed_leaves_the_other_seeds_alone():
+    """The sources of the transfers are attacked on more images, with the first seed alone."""
+    usual = attacks("experiment=patch_attacks bits=2 attack=patch_lavan defence=none seed=0,1")
+    more = attacks(f"{SMALL} attack=patch_lavan defence=none n=1300").iloc[:1].assign(fingerprint="more")
+    more["params.bits"] = "2"
+    found = read(study(pd.concat([usual, more]))).attacks
+    assert sorted(zip(found["seed"], found["fingerprint"], strict=True)) == [
+        ("0", "more"), ("1", usual.loc[usual["params.seed"] == "1", "fingerprint"].item()),
+    ]  # fmt: skip
 
 
 def test_recipes_are_kept_apart():

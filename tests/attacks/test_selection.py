@@ -58,6 +58,12 @@ def test_two_networks_are_attacked_on_the_same_images_as_far_as_both_are_right()
     assert torch.equal(half, whole[even(whole)])
 
 
+def test_images_of_the_target_class_are_not_attacked():
+    chosen = select_correct(network(everything), pixels, LABELS, n=COUNT, seed=0, besides=3)
+    assert len(chosen) == COUNT * 9 // 10
+    assert not (chosen.labels == 3).any()
+
+
 def test_selection_depends_on_the_seed():
     assert torch.equal(select(even, 50).indices, select(even, 50).indices)
     assert not torch.equal(select(even, 50).indices, select(even, 50, seed=1).indices)

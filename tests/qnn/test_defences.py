@@ -257,13 +257,61 @@ def test_running_statistics_cannot_be_played_against_the_regularizers(net):
 @pytest.mark.parametrize("gir", ["inconsistency", "noise", "none"])
 def test_the_parts_of_qadt_r_switch(net, a_qapa, dbwt, gir):
     recorder = Recorder(net, looks=40)
-    defence = qadt_r(widths=WIDTHS, adversary=recorder, a_qapa=a_qapa, dbwt=dbwt, gir=gir)
+    widths = WIDTHS if dbwt else ("FP", "2")
+    defence = qadt_r(widths=widths, adversary=recorder, a_qapa=a_qapa, dbwt=dbwt, gir=gir)
     late = Step(5, 10, 1)
     figures = defence(net, *batch(), late)
     assert defence.schedule.trained(late) == (("2",) if not dbwt else defence.schedule.trained(late))
     assert (set(recorder.widths) == {"FP"}) == (not a_qapa)
     assert ("gradient_inconsistency" in figures) == (gir == "inconsistency")
     assert (defence.gradient_noise is not None) == (gir == "noise")
-    assert set(defence.schedule.active(START)) == ({"FP", "8"} if dbwt else set(WIDTHS))
+    assert set(defence.schedule.active(START)) == ({"FP", "8"} if dbwt else set(widths))
     figures["loss"].backward()
     assert widths_of(net) == WIDTHS
+
+
+def test_without_dbwt_one_width_is_trained_so_there_may_be_no_more_than_it_and_fp(net):
+    with pytest.raises(ValueError, match="trains the lowest width alone"):
+        qadt_r(widths=WIDTHS, adversary=Recorder(net), dbwt=False)
+
+
+def test_the_loss_is_the_sum_of_its_parts_times_their_weights(net):
+    weights = {"clean_loss": 0.7, "adversarial_loss": 1.3, "gradient_inconsistency": 2.5}
+    defence = Defence(
+        widths=WIDTHS,
+        order="all",
+        adversary=Recorder(net),
+        clean_weight=weights["clean_loss"],
+        adversarial_weight=weights["adversarial_loss"],
+        regularizers=[GradientInconsistency(weights["gradient_inconsistency"])],
+    )
+    figures = defence(net, *batch(), START)
+    parts = {name: weight * figures[name] for name, weight in weights.items()}
+    assert all(part > 0 for part in parts.values())
+    assert figures["loss"].item() == pytest.approx(sum(part.item() for part in parts.values()), rel=1e-5)
+
+
+def test_the_noise_reaches_the_gradients_of_the_training(net):
+    def gradients(noise):
+        torch.manual_seed(1)
+        net.zero_grad()
+        Defence(widths=WIDTHS, gradient_noise=noise)(net, *batch(), START)["loss"].backward()
+        return net.stem[0].weight.grad.clone()
+
+    plain, noisy = gradients(None), gradients(GradientNoise(0.1))
+    assert not torch.equal(plain, noisy)
+    assert torch.equal(plain, gradients(GradientNoise(0.0)))
+
+
+def test_a_network_that_cannot_be_trained_like_this_is_refused_before_it_is(net):
+    late = Defence(widths=WIDTHS, enters={"2": 0.5})
+    with pytest.raises(ValueError, match="1 epochs are too few: widths 2 would never be trained"):
+        late.check(net, epochs=1)
+    late.check(net, epochs=2)
+    for demanding in (
+        Defence(gradient_noise=GradientNoise(0.1)),
+        Defence(adversary=Recorder(net), regularizers=[FeatureDisalignment(0.5)]),
+    ):
+        demanding.check(net, epochs=1)
+        with pytest.raises(ValueError, match="does not say where its stages end"):
+            demanding.check(nn.Flatten(), epochs=1)
