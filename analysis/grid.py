@@ -335,7 +335,7 @@ def of_one_setting(runs: pd.DataFrame) -> pd.DataFrame:
     if runs.empty:
         return runs
     cell = [f"params.{name}" for name in _CELL if f"params.{name}" in runs]
-    others = [name for name in runs if name.startswith("params.") and name not in {*cell, *_REPLICATES}]
+    others = [name for name in map(str, runs) if name.startswith("params.") and name not in {*cell, *_REPLICATES}]
     texts = runs[[*cell, *others]].fillna("").astype(str)
     settings = texts[others].agg("\n".join, axis=1)
     ranked = pd.DataFrame({"usual": -settings.map(settings.value_counts()), "settings": settings})

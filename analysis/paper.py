@@ -124,7 +124,8 @@ def _exceptions(counts: pd.Series) -> str:
     '1,000 (resnet20 cw 200)'
     """
     usual = int(counts.mode().iloc[-1])
-    others = [f"{' '.join(map(str, key))} {n:,}" for key, n in counts.items() if n != usual]
+    keys = counts.index.to_frame().astype(str).agg(" ".join, axis=1)
+    others = [f"{key} {n:,}" for key, n in zip(keys, counts, strict=True) if n != usual]
     return f"{usual:,} ({', '.join(others)})" if others else f"{usual:,}"
 
 

@@ -279,14 +279,16 @@ def _defence_names(study: Study) -> pd.Series:
         return pd.Series(dtype=str)
     runs = pd.concat(tables, ignore_index=True)
     names = pd.Series([_name(run) for run in runs.to_dict("records")])
-    told = [name for name in runs if name.startswith(("params.defence.", "params.training.")) and name not in _TOLD]
+    starts = ("params.defence.", "params.training.")
+    told = [name for name in map(str, runs) if name.startswith(starts) and name not in _TOLD]
     settings = runs[told].fillna("").astype(str).rename(columns=_in_short)
     of_family = [*(_text(runs, name) for name in ("data", "model", "training.name")), names]
     told_apart = settings.agg("\n".join, axis=1)
     common = told_apart.groupby([*of_family, told_apart]).transform("size")
     for _, places in runs.groupby([*of_family, _text(runs, "bits")]).groups.items():
-        usual = settings.loc[common[places].idxmax()]
-        for place in places[told_apart[places] != told_apart[usual.name]]:
+        first = told_apart[places].iloc[int(common[places].argmax())]
+        usual = settings[told_apart == first].iloc[0]
+        for place in places[told_apart[places] != first]:
             odd = settings.loc[place]
             names[place] += "".join(f", {name}={odd[name] or 'none'}" for name in _differing(odd, usual))
     return pd.Series(names.to_numpy(), index=runs["fingerprint"])
