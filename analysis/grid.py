@@ -32,8 +32,8 @@ _SMALL_EPS = {"mnist_a": "0.1", "resnet20": "0.025"}
 _CELL = (
     "data", "model", "bits", "weight_bits", "activation_bits", "quantizer", "defence", "surrogate", "inference",
     "model.net.topology", "attack", "attack.eps", "attack.loss", "attack.max_iter", "attack.num_random_init",
-    "attack.size", "attack.placement", "defence.objective.a_qapa", "defence.objective.gir", "defence.objective.dbwt",
-    "targets.model", "targets.bits", "apply",
+    "attack.size", "attack.placement", "attack.opacity", "defence.objective.a_qapa", "defence.objective.gir",
+    "defence.objective.dbwt", "targets.model", "targets.bits", "apply",
 )  # fmt: skip
 _REPLICATES = {f"params.{name}" for name in ("seed", "training.seed", "targets.seed", "n_requested", "network")}
 _UNDEFENDED = {"defence": "", "surrogate": "", "inference": ""}
@@ -224,6 +224,13 @@ def patch_sweeps() -> dict[str, Sweep]:
             "patches unlike those in the training",
             {**grid, "defence": ("none", "pbat"), **unseen, "seed": SEEDS[:2]},
             {**_LAVAN, **ours},
+        ),
+        Sweep(
+            "patch_opacity",
+            _PATCHED,
+            "patches unlike those in the training",
+            {"defence": _DEFENCES, "bits": ("FP", "4", "2"), "attack.opacity": ("0.25", "0.5", "0.75")},
+            {**_LAVAN, **ours, **seen, "seed": "0"},
         ),
         Sweep(
             "patch_ablation",

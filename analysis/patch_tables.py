@@ -128,8 +128,9 @@ def unseen(patches: Patches) -> PaperTable:
     """Attack success rates of patches unlike those of the trainings, one difference at a time."""
     table = PaperTable(
         "patch-unseen",
-        f"{_RATES}. Patches differ from those of the trainings ({SIZE}×{SIZE}, clear of the centre) in one thing at a"
-        f" time: their size, their place, or the width of the network that they are made on, 3 bits, that it"
+        f"{_RATES}. Patches differ from those of the trainings ({SIZE}×{SIZE}, opaque, clear of the centre) in one"
+        " thing at a time: their size, their place, how much of the image they cover up (opacity 1: all of what is"
+        " below them), or the width of the network that they are made on, 3 bits, that it"
         f" was not trained at. In brackets the {_INTERVALS}. At the end what TriQDef's authors report for their"
         " ResNet-56, without telling what was unseen about the patches: not ours, not QADT-R's.",
         title="Patches unlike those in the training",
@@ -138,8 +139,8 @@ def unseen(patches: Patches) -> PaperTable:
     for family, part in _families(patches):
         for attack, name in ATTACKS.items():
             known = white_box(part.attacks, attack)
-            placed = varied(part.attacks, known, "placement")
-            for axis, runs in (("size", known), ("placement", placed[placed["size"] == SIZE])):
+            others = {axis: varied(part.attacks, known, axis) for axis in ("placement", "opacity")}
+            for axis, runs in (("size", known), *((axis, rows[rows["size"] == SIZE]) for axis, rows in others.items())):
                 runs = runs[runs["bits"].isin(WIDTHS)]
                 if runs[axis].nunique() > 1:
                     used.append(runs)
@@ -357,14 +358,18 @@ def _along(runs: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 
 def _seen_first(value: object) -> tuple:
+    if isinstance(value, float):
+        return (-value,)
     return (value,) if isinstance(value, int | np.integer) else (value not in PLACEMENTS, value)
 
 
-def _value_title(value: int | str) -> str:
+def _value_title(value: float | str) -> str:
     """
-    >>> _value_title(8), _value_title("corners"), _value_title("anywhere")
-    ('8×8', 'corners', 'anywhere (unseen)')
+    >>> _value_title(8), _value_title(0.5), _value_title("corners"), _value_title("anywhere")
+    ('8×8', 'opacity 0.5', 'corners', 'anywhere (unseen)')
     """
+    if isinstance(value, float):
+        return f"opacity {value:g}"
     if not isinstance(value, str):
         return f"{value}×{value}"
     return value if value in PLACEMENTS else f"{value} (unseen)"

@@ -259,6 +259,17 @@ def test_what_is_unseen_is_varied_one_thing_at_a_time():
     assert theirs.loc["2", "PBAT in TriQDef's paper, unseen"] == "0.653"
 
 
+def test_opacity_is_varied_beside_opaque_patches():
+    attack = attacks(
+        f"{SMALL} attack=patch_lavan defence=dwq",
+        "experiment=patch_opacity bits=FP,4,2 defence=dwq",
+        success=lambda row: float(row["params.attack.opacity"]) / 2,
+    )
+    faded = unseen(read(study(attack))).sections[f"{SECTION}: LAVAN, opacity"]
+    assert list(faded["DWQ"].columns) == [f"opacity {value}" for value in ("1", "0.75", "0.5", "0.25")]
+    assert [text[:5] for text in faded.loc["2", "DWQ"]] == ["0.500", "0.380", "0.250", "0.120"]
+
+
 def test_the_ablation_has_a_row_for_every_combination():
     parts = ("defence.objective.a_qapa", "defence.objective.gir")
     rate = {("qadt_r", "True", "inconsistency"): 0.1, ("qadt_r_fixed", "False", "none"): 0.8}
