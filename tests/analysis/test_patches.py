@@ -472,6 +472,11 @@ def test_an_empty_study_has_no_tables_and_no_figures():
     assert all_figures(nothing, {}) == []
 
 
+def test_trainings_without_attacks_have_their_tables():
+    made = {table.name for table in all_tables(read(study(train=trainings("qadt_r")))) if table.sections}
+    assert made == {"patch-clean", "patch-cost"}
+
+
 def test_tables_of_other_rows_than_widths_say_so():
     runs, table = transferred("none", lambda source, target: 0.5)
     made = transfer(read(study(transfer=runs, transfers=table)))
