@@ -192,14 +192,14 @@ def controls(ours: Ours) -> PaperTable:
         levels, left = {}, {}
         for quantizer in CONTROLS[model]:
             known = _known({attack: partial(ours.control, model, quantizer, attack) for attack in ATTACKS})
-            levels[f"control {quantizer}"] = {a: f"{_with_interval(e)}, n = {e.n:,}" for a, e in known.items()}
+            levels[f"{quantizer}{_n(known)}"] = {attack: _with_interval(e) for attack, e in known.items()}
         if not any(levels.values()):
             continue
         for bits in STUDY_BITS:
             width = _known({attack: partial(ours.adversarial_accuracy, model, bits, attack) for attack in ATTACKS})
-            levels[bits] = {a: f"{_with_interval(e)}, n = {e.n:,}" for a, e in width.items()}
+            levels[f"{bits}{_n(width)}"] = {attack: _with_interval(e) for attack, e in width.items()}
             references = {"FP": partial(ours.adversarial_accuracy, model, "FP")}
-            references |= {f"control {name}": partial(ours.control, model, name) for name in CONTROLS[model]}
+            references |= {name: partial(ours.control, model, name) for name in CONTROLS[model]}
             for name, reference in references.items():
                 others = _known({attack: partial(reference, attack) for attack in width})
                 effects = {attack: difference(width[attack], other) for attack, other in others.items()}
@@ -212,6 +212,11 @@ def controls(ours: Ours) -> PaperTable:
     return table
 
 
+def _n(estimates: Mapping[str, Estimate]) -> str:
+    counts = sorted({estimate.n for estimate in estimates.values()})
+    return f", n = {' to '.join(f'{n:,}' for n in dict.fromkeys((counts[0], counts[-1])))}" if counts else ""
+
+
 def _known(quantities: Mapping[str, Callable[[], Estimate]]) -> dict[str, Estimate]:
     found = {}
     for name, quantity in quantities.items():
@@ -221,7 +226,7 @@ def _known(quantities: Mapping[str, Callable[[], Estimate]]) -> dict[str, Estima
 
 
 def _starred(effect: Estimate) -> str:
-    text = "{:+.3f} ({:+.3f} … {:+.3f})".format(effect.value, *effect.interval)
+    text = "{:+.2f} ({:+.2f} … {:+.2f})".format(effect.value, *effect.interval)
     return text + "*" * (sign(effect) != OPEN)
 
 

@@ -111,10 +111,11 @@ def test_controls_say_what_is_left_of_a_width_s_effect():
     cells = [(table6(bits=bits), {"evaded": np.arange(1000) >= 1000 * rate}) for bits, rate in rates.items()]
     cells += [(control, {"evaded": np.arange(1000) >= 300})]
     levels, effects = controls(Ours(study(cells))).sections.values()
-    assert levels.loc["control clip_only", "fgsm"].startswith("0.300 (0.27")
-    assert effects.index.tolist() == ["FP − control clip_only", "1 − FP", "1 − control clip_only"]
+    assert levels.index.tolist() == ["clip_only, n = 1,000", "FP, n = 1,000", "1, n = 1,000"]
+    assert levels.loc["clip_only, n = 1,000", "fgsm"].startswith("0.300 (0.27")
+    assert effects.index.tolist() == ["FP − clip_only", "1 − FP", "1 − clip_only"]
     lefts = [effects.loc[row, "fgsm"] for row in effects.index]
-    assert [left.split()[0] for left in lefts] == ["-0.200", "+0.400", "+0.200"]
+    assert [left.split()[0] for left in lefts] == ["-0.20", "+0.40", "+0.20"]
     assert all(left.endswith("*") for left in lefts)
 
 
