@@ -46,7 +46,9 @@ def load_data(cfg: DictConfig) -> ImageData:
     """The configured data set; kept in memory for later cells of the same process."""
     try:
         return _load_data(json.dumps(plain(cfg.data), sort_keys=True))
-    except InterpolationKeyError:
+    except InterpolationKeyError as error:
+        if "model.paper_data" not in str(error):
+            raise InputError(f"data: {one_line(error)}") from error
         raise InputError(
             f"data=paper: model={cfg.model.name} has no paper_data, as the paper has no such model: name a data set"
         ) from None
