@@ -352,8 +352,8 @@ CLAIMS: tuple[Claim, ...] = (
         [
             Contrast(
                 f"{m} {a}",
-                methodcaller("transfer_rate", m, a, own=True),
-                methodcaller("transfer_rate", m, a, own=False),
+                methodcaller("transfer_rate", m, a, "itself"),
+                methodcaller("transfer_rate", m, a, "widths"),
             )
             for m in MODELS
             for a in ATTACKS
@@ -367,8 +367,8 @@ CLAIMS: tuple[Claim, ...] = (
         [
             Contrast(
                 f"{m} {a}",
-                methodcaller("transfer_rate", m, "uap", own=False),
-                methodcaller("transfer_rate", m, a, own=False),
+                methodcaller("transfer_rate", m, "uap", "widths"),
+                methodcaller("transfer_rate", m, a, "widths"),
             )
             for m in MODELS
             for a in ("fgsm", "jsma", "cw", "boundary")
@@ -381,13 +381,28 @@ CLAIMS: tuple[Claim, ...] = (
         [
             Contrast(
                 f"{m} {a}",
-                gap(methodcaller("transfer_rate", m, a, own=True), methodcaller("transfer_rate", m, a, own=False)),
+                gap(methodcaller("transfer_rate", m, a, "itself"), methodcaller("transfer_rate", m, a, "widths")),
                 0.5,
             )
             for m in MODELS
             for a in ("cw", "boundary")
         ],
         rule="the transfer rate falls by more than 0.5 from the source itself to the other widths",
+    ),
+    Claim(
+        "same-architecture-is-not-always-easier",
+        "AST 2024, claim 2",
+        "Transfer to networks of the same architecture is not consistently better than to those of another.",
+        [
+            Contrast(
+                f"mnist_a {attack}",
+                methodcaller("transfer_rate", "mnist_a", attack, "architecture"),
+                methodcaller("transfer_rate", "mnist_a", attack, "capacity"),
+            )
+            for attack in ATTACKS
+        ],
+        needs="any",
+        rule="for some attack the mean transfer rate to LeNet-5 A is the higher, beside that to Mnist B and C",
     ),
     Claim(
         "own-widths-predict-others",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,8 @@ from analysis.study import Study
 Z_SCORE = 1.0
 CORRELATION = 0.3
 _LINF_ATTACKS = ("pgd", "square")
+
+Target = Literal["itself", "widths", "capacity", "architecture"]
 
 
 class AbsentError(LookupError):
@@ -61,8 +63,12 @@ class Source(Protocol):
     def small_fgsm(self, model: str) -> Estimate:
         """FP adversarial accuracy under FGSM with the paper's barely visible ε (its Figure 7)."""
 
-    def transfer_rate(self, model: str, attack: str, *, own: bool) -> Estimate:
-        """Mean over sources of the transfer rate to the source itself (`own`), or to its other widths."""
+    def transfer_rate(self, model: str, attack: str, to: Target) -> Estimate:
+        """Mean over source and target widths of the transfer rate.
+
+        `to`: the source ``itself``, other ``widths`` of its model, or models of another ``capacity`` or
+        ``architecture``.
+        """
 
     def transfer_correlation(self, model: str, kind: str, *, within: bool = False) -> Estimate:
         """Rank correlation over sources of the transfer to own quantised widths and to those of another model.
@@ -255,12 +261,14 @@ class Ours:
         return mean_estimate([kept], generator(model, "small"))
 
     @_remembered
-    def transfer_rate(self, model: str, attack: str, *, own: bool) -> Estimate:
-        pairs = self._pairs(model, "transfer_bits", attack)
-        chosen = [rate for (source, target), rate in pairs.items() if (source == target) == own]
-        if not chosen:
-            raise AbsentError(f"no transfer runs of {attack} on {model}")
-        return average(chosen)
+    def transfer_rate(self, model: str, attack: str, to: Target) -> Estimate:
+        within = to in ("itself", "widths")
+        pairs = self._pairs(model, "transfer_bits" if within else f"transfer_{to}", attack)
+        if within:
+            pairs = {pair: rate for pair, rate in pairs.items() if (pair[0] == pair[1]) == (to == "itself")}
+        if not pairs:
+            raise AbsentError(f"no transfer runs of {attack} on {model} to {to}")
+        return average(list(pairs.values()))
 
     @_remembered
     def transfer_correlation(self, model: str, kind: str, *, within: bool = False) -> Estimate:

@@ -206,7 +206,7 @@ def masked(attack):
 
 
 def abroad(model, attack):
-    return q("transfer_rate", model, attack, own=False)
+    return q("transfer_rate", model, attack, "widths")
 
 
 def against_fp(quantity, attack, *more, models=(M, R), widths=BITS[1:]):
@@ -275,7 +275,7 @@ WANTED = {
     "boundary-farther-on-average": {m: mean(against_fp(far, "boundary", models=[m]).values()) for m in (M, R)},
     "cw-farther-on-average": {m: mean(against_fp(far, "cw", models=[m]).values()) for m in (M, R)},
     "transfer-is-weaker": {
-        f"{m} {a}": q("transfer_rate", m, a, own=True) - abroad(m, a)
+        f"{m} {a}": q("transfer_rate", m, a, "itself") - abroad(m, a)
         for m in (M, R)
         for a in ("fgsm", "jsma", "uap", "cw", "boundary")
     },
@@ -283,7 +283,11 @@ WANTED = {
         f"{m} {a}": abroad(m, "uap") - abroad(m, a) for m in (M, R) for a in ("fgsm", "jsma", "cw", "boundary")
     },
     "strong-at-home-weak-abroad": {
-        f"{m} {a}": q("transfer_rate", m, a, own=True) - abroad(m, a) - 0.5 for m in (M, R) for a in ("cw", "boundary")
+        f"{m} {a}": q("transfer_rate", m, a, "itself") - abroad(m, a) - 0.5 for m in (M, R) for a in ("cw", "boundary")
+    },
+    "same-architecture-is-not-always-easier": {
+        f"{M} {a}": q("transfer_rate", M, a, "architecture") - q("transfer_rate", M, a, "capacity")
+        for a in ("fgsm", "jsma", "uap", "cw", "boundary")
     },
     "own-widths-predict-others": {
         f"{m} → {kind}{note}": q("transfer_correlation", m, kind, within=within) - 0.5

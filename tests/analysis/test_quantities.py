@@ -191,17 +191,29 @@ def test_transfer_rates_are_to_the_source_itself_or_to_its_other_widths():
     fp, one = (row for row in transfers("bits") if row["params.attack"] == "cw")
     moved = [(fp, rates(FP=1.0, b1=0.2, b2=0.4)), (one, rates(FP=0.6, b1=0.8, b2=0.0))]
     ours = Ours(study([], transfers=moved))
-    assert ours.transfer_rate("mnist_a", "cw", own=True).value == pytest.approx(0.9)
-    assert ours.transfer_rate("mnist_a", "cw", own=False).value == pytest.approx((0.2 + 0.4 + 0.6 + 0.0) / 4)
+    assert ours.transfer_rate("mnist_a", "cw", "itself").value == pytest.approx(0.9)
+    assert ours.transfer_rate("mnist_a", "cw", "widths").value == pytest.approx((0.2 + 0.4 + 0.6 + 0.0) / 4)
     with pytest.raises(AbsentError, match="no transfer runs of fgsm on mnist_a"):
-        ours.transfer_rate("mnist_a", "fgsm", own=True)
+        ours.transfer_rate("mnist_a", "fgsm", "itself")
+
+
+def test_transfer_rates_to_other_capacities_and_architectures_are_over_all_pairs_of_widths():
+    source = "cw", "FP"
+    to_wider, to_another = (
+        next(row for row in transfers(*to) if (row["params.attack"], row["params.bits"]) == source)
+        for to in (("capacity", "targets.model=mnist_b"), ("architecture",))
+    )
+    moved = [(to_wider, rates(FP=0.2, b1=0.4)), (to_another, rates(FP=0.5, b1=0.9))]
+    ours = Ours(study([], transfers=moved))
+    assert ours.transfer_rate("mnist_a", "cw", "capacity").value == pytest.approx(0.3)
+    assert ours.transfer_rate("mnist_a", "cw", "architecture").value == pytest.approx(0.7)
 
 
 def test_rates_of_one_source_to_many_targets_are_not_taken_for_independent():
     """All targets fall for the same images: the mean over them is no more certain than one of them."""
     fp, one = (row for row in transfers("bits") if row["params.attack"] == "cw")
     ours = Ours(study([], transfers=[(fp, rates(FP=1.0, b1=0.5, b2=0.5, b4=0.5)), (one, rates(FP=0.5, b1=1.0))]))
-    low, high = ours.transfer_rate("mnist_a", "cw", own=False).interval
+    low, high = ours.transfer_rate("mnist_a", "cw", "widths").interval
     assert high - low == pytest.approx(2 * 1.96 * 0.05, rel=0.1)
 
 
