@@ -82,13 +82,15 @@ _ABOVE_1 = 1 + torch.finfo(torch.float32).eps
 
 
 class _ClipToLevels(torch.autograd.Function):
-    """`quantize_unit(x.clamp(0, 1))` in one buffer, with a backward pass in one kernel."""
+    """`quantize_unit(x.clamp(0, 1))` in one buffer, with a backward pass in one kernel; `steps` None: no rounding."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, steps: int) -> Tensor:
+    def forward(ctx, x: Tensor, steps: int | None) -> Tensor:
         ctx.save_for_backward(x)
-        levels = x.clamp(0, 1)
-        return levels.round_() if steps == 1 else levels.mul_(steps).round_().div_(steps)
+        clipped = x.clamp(0, 1)
+        if steps is None:
+            return clipped
+        return clipped.round_() if steps == 1 else clipped.mul_(steps).round_().div_(steps)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -129,7 +131,7 @@ class ClipActivation(QuantizerModule):
     """DoReFa's activation range without rounding: clip(x, 0, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.clamp(0, 1)
+        return _ClipToLevels.apply(x, None)
 
 
 class Quantizer(Protocol):

@@ -202,8 +202,11 @@ def test_clip_only_keeps_the_ranges_and_does_not_round():
     weight = quantizer.weight()(w)
     assert weight.abs().max() == 1
     assert len(weight.unique()) == len(w.unique())
-    assert torch.equal(quantizer.activation()(w), w.clamp(0, 1))
     assert quantizer.topology == "quantized"
+    x = torch.cat([w, torch.tensor([0.0, 1.0, -1e-30, 1.0000001])])
+    clip = quantizer.activation()
+    assert torch.equal(clip(x), x.clamp(0, 1))
+    assert torch.equal(gradient(clip, x, x), gradient(lambda x: x.clamp(0, 1), x, x))
 
 
 @MULTIBIT
