@@ -226,6 +226,25 @@ def patch_sweeps() -> dict[str, Sweep]:
             {**_LAVAN, **ours},
         ),
         Sweep(
+            "patch_finetuned",
+            _PATCHED,
+            "patches unlike those in the training",
+            {"bits": PATCH_WIDTHS, "attack.size": unseen["attack.size"], "seed": SEEDS[:2]},
+            {**_LAVAN, **ours, "defence": "pbat_finetuned"},
+        ),
+        Sweep(
+            "patch_inference",
+            _PATCHED,
+            "patches as in the training",
+            {
+                "defence": ("dwq", "dwq_patch"),
+                "attack": ("patch_random", "patch_lavan", "patch_located"),
+                "seed": SEEDS[:2],
+            },
+            {**_UNIFORM, **ours, **seen, "inference": "random"},
+            avoid=_EACH_LAVAN,
+        ),
+        Sweep(
             "patch_opacity",
             _PATCHED,
             "patches unlike those in the training",
@@ -244,6 +263,18 @@ def patch_sweeps() -> dict[str, Sweep]:
                 "seed": SEEDS[:2],
             },
             {**_LAVAN, **ours, **seen},
+        ),
+        Sweep(
+            "patch_gir",
+            _PATCHED,
+            "the parts of QADT-R",
+            {
+                "defence.objective.gir": ("inconsistency", "noise", "none"),
+                "bits": PATCH_WIDTHS,
+                "attack.size": unseen["attack.size"],
+                "seed": SEEDS[:2],
+            },
+            {**_LAVAN, **ours, "defence": "qadt_r"},
         ),
         Sweep(
             "patch_strength",

@@ -42,6 +42,7 @@ def row(pipeline, cfg):
     params = train.parameters(cfg, SimpleNamespace(name=cfg.data.name))
     params |= attack._parameters(cfg) if "attack" in cfg else {}
     params |= transfer._parameters(cfg) if pipeline == "transfer" else {}
+    params |= {"inference": "random", "bits": "random"} if cfg.get("inference") == "random" else {}
     params |= {"bits": " ".join(map(str, cfg.compare)), "seed": cfg.seed} if "compare" in cfg else {}
     return {f"params.{name}": str(value) for name, value in params.items()}
 
