@@ -219,9 +219,9 @@ def patched(defence, bits, attack="patch_lavan", size=6):
     return q("patch_success", defence, bits, attack, size)
 
 
-def below_on_unseen(by):
+def below_on_unseen(by=0.0, of=1.0):
     return {
-        f"{d} {b}, {k}×{k}": patched(d, b, size=k) - patched("qadt_r", b, size=k) - by
+        f"{d} {b}, {k}×{k}": of * patched(d, b, size=k) - patched("qadt_r", b, size=k) - by
         for d in ("pbat", "dwq") for b in ("FP", "4", "2") for k in (8, 10)
     }  # fmt: skip
 
@@ -313,8 +313,9 @@ WANTED = {
         for b in ("FP", "4", "2")
         for name, attack in (("LAVAN", "patch_lavan"), ("Google patch", "patch_google"))
     },
-    "qadt-r-below-others-on-unseen": below_on_unseen(0.0),
-    "qadt-r-25-points-below": below_on_unseen(0.25),
+    "qadt-r-below-others-on-unseen": below_on_unseen(),
+    "qadt-r-25-points-below": below_on_unseen(by=0.25),
+    "qadt-r-a-quarter-below": below_on_unseen(of=0.75),
     "qadt-r-keeps-clean-accuracy": {
         b: 0.02 - (q("clean_accuracy", "none", b) - q("clean_accuracy", "qadt_r", b)) for b in ("FP", "4", "2")
     },
