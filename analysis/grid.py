@@ -194,6 +194,15 @@ def patch_sweeps() -> dict[str, Sweep]:
     grid = {"defence": _DEFENCES, "bits": PATCH_WIDTHS}
     ours = {"surrogate": "", "attack.opacity": "1.0", "attack.target": "None"}
     seen = {"attack.size": "6"}
+    moved = {
+        **_UNIFORM,
+        **ours,
+        **seen,
+        "seed": "0",
+        "apply": "examples",
+        "targets.seed": "0",
+        "targets.bits": " ".join(PATCH_WIDTHS),
+    }
     compared = {"defence": ("none", *_SWITCHABLE)}
     at_all_widths = {**_UNIFORM, "bits": " ".join(PATCH_WIDTHS), "seed": "0"}
     unseen = {"attack.size": ("6", "8", "10"), "attack.placement": ("corners", "anywhere")}
@@ -306,16 +315,17 @@ def patch_sweeps() -> dict[str, Sweep]:
             _PATCHED,
             "patches transferred between widths",
             {**grid, "attack": ("patch_lavan", "patch_google", "patch_squares")},
-            {
-                **_UNIFORM,
-                **ours,
-                **seen,
-                "seed": "0",
-                "apply": "examples",
-                "targets.model": _PATCHED,
-                "targets.seed": "0",
-                "targets.bits": " ".join(PATCH_WIDTHS),
-            },
+            {**moved, "targets.model": _PATCHED},
+            images=1300,
+            pipeline="transfer",
+            avoid=_EACH_LAVAN,
+        ),
+        Sweep(
+            "patch_transfer_model",
+            _PATCHED,
+            "patches transferred to another model",
+            {"bits": PATCH_WIDTHS, "attack": ("patch_lavan", "patch_google")},
+            {**moved, "defence": "", "targets.model": "vgg11"},
             images=1300,
             pipeline="transfer",
             avoid=_EACH_LAVAN,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -199,26 +199,35 @@ def transfer(patches: Patches) -> PaperTable:
     table = PaperTable(
         "patch-transfer",
         "Patched images made at one width (rows) and shown to another width (columns) of the same defence: the share"
-        " that the target gets wrong, of images that both get right without the patch.",
+        " that the target gets wrong, of images that both get right without the patch. Targets of another model have"
+        " the defence, not the weights, of the source.",
         title="Transfer of patched images between widths",
     )
     sizes: list[int] = []
     widest = 0.0
     for family, part in _families(patches):
-        rows = part.transfers
-        for attack, name in ATTACKS.items():
-            mine = with_usual_settings(rows[(rows["attack"] == attack) & (rows["size"] == SIZE)])
-            for defence in in_order(mine["defence"]):
-                found = rates(mine[mine["defence"] == defence], "bits", "target_bits")
-                sizes += [rate.n for rate in found.values()]
-                widest = max(widest, *(np.ptp(rate.interval) / 2 for rate in found.values()))
-                frame = pd.Series({key: f"{rate.value:.3f}" for key, rate in found.items()}).unstack()
-                frame = _sorted(_sorted(frame).T).T.fillna(MISSING)
-                _add(table, f"{_title(family)}: {title_of(defence)}, {name}", frame.rename_axis("made at"))
+        for target, rows in _by_target(part):
+            for attack, name in ATTACKS.items():
+                mine = with_usual_settings(rows[(rows["attack"] == attack) & (rows["size"] == SIZE)])
+                for defence in in_order(mine["defence"]):
+                    found = rates(mine[mine["defence"] == defence], "bits", "target_bits")
+                    sizes += [rate.n for rate in found.values()]
+                    widest = max(widest, *(np.ptp(rate.interval) / 2 for rate in found.values()))
+                    frame = pd.Series({key: f"{rate.value:.3f}" for key, rate in found.items()}).unstack()
+                    frame = _sorted(_sorted(frame).T).T.fillna(MISSING)
+                    title = f"{_title(family)}: {title_of(defence)}, {name}{target and f', to {target}'}"
+                    _add(table, title, frame.rename_axis("made at"))
     if sizes:
         several = f" to {max(sizes):,}" if min(sizes) < max(sizes) else ""
         table.caption += f" n = {min(sizes):,}{several}; 95 % Wilson intervals are at most ± {widest:.3f}."
     return table
+
+
+def _by_target(part: Patches) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The transfers within the model, without a name, and those to each other model."""
+    yield "", part.transfers
+    for model, rows in part.to_others.groupby("target_model"):
+        yield section_title(str(model), ""), rows
 
 
 def reality(patches: Patches) -> PaperTable:

@@ -99,7 +99,8 @@ class Patches:
         trainings: one row per training: `bits` (all widths), `seconds`, `epochs`, `steps` (0 where an epoch is all
             training images), `patch_steps` (of the attack within, 0 for none), `hardware`.
         clean: one row per network and width: `bits`, `clean_accuracy` on the test set.
-        transfers: `attacks` of the sources, and `target_bits`, `n`, `hits`.
+        transfers: `attacks` of the sources, and `target_bits`, `n`, `hits`; within one model.
+        to_others: the same to another model, `target_model`.
         alignments: one row per pair of widths and kind, see `pipelines.alignment.alignment_table`.
         sensitivities: one row per width, kind and place: `bits`, `kind`, `row`, `column`, `success_rate`, `n`, and
             the patch's `attack` and `size`.
@@ -109,6 +110,7 @@ class Patches:
     trainings: pd.DataFrame
     clean: pd.DataFrame
     transfers: pd.DataFrame
+    to_others: pd.DataFrame
     alignments: pd.DataFrame
     sensitivities: pd.DataFrame
 
@@ -141,11 +143,14 @@ def read(study: Study) -> Patches:
     names = _defence_names(study)
     attacks = _attacks(_uniform(study.attack), names)
     trainings = _trainings(_uniform(study.train), names)
+    transfers = _transfers(study, names)
+    within = transfers["target_model"] == transfers["model"]
     return Patches(
         attacks,
         trainings.drop(columns="accuracies", errors="ignore"),
         _clean(trainings, attacks),
-        _transfers(study, names),
+        transfers[within].drop(columns="target_model"),
+        transfers[~within],
         _hung_on(study.alignment, study.alignments, names),
         _hung_on(study.sensitivity, study.sensitivities, names),
     )
@@ -236,12 +241,11 @@ def _clean(trainings: pd.DataFrame, attacks: pd.DataFrame) -> pd.DataFrame:
 def _transfers(study: Study, names: pd.Series) -> pd.DataFrame:
     runs = _uniform(study.transfer)
     if len(runs):
-        same = _text(runs, "targets.model") == _text(runs, "model")
-        same &= _text(runs, "targets.seed") == _text(runs, "training.seed", "0")
+        same = _text(runs, "targets.seed") == _text(runs, "training.seed", "0")
         runs = runs[same & _text(runs, "attack").isin(ATTACKS) & (_text(runs, "apply") == "examples")]
     if runs.empty or study.transfers.empty:
-        return pd.DataFrame(columns=["fingerprint", *_NETWORK, *_ATTACK, "target_bits", "n", "hits"])
-    sources = _networks(runs, names).join(_settings(runs))
+        return pd.DataFrame(columns=["fingerprint", *_NETWORK, *_ATTACK, "target_model", "target_bits", "n", "hits"])
+    sources = _networks(runs, names).join(_settings(runs)).assign(target_model=_text(runs, "targets.model"))
     rows = sources.merge(study.transfers[["fingerprint", "target_bits", "transfer_rate", "n"]], on="fingerprint")
     return rows.assign(hits=(rows["transfer_rate"] * rows["n"]).round().astype(int)).drop(columns="transfer_rate")
 

@@ -51,6 +51,7 @@ TITLES = {
     "lenet5_a": "LeNet-5 A",
     "resnet20": "ResNet20",
     "resnet32": "ResNet32",
+    "vgg11": "VGG-11",
 }
 
 STYLE = (
