@@ -14,7 +14,9 @@ _TOP_SHARE = 0.1
 
 
 @torch.no_grad()
-def sensitivity_map(model: nn.Module, x: Tensor, y: Tensor, patch: Tensor, *, stride: int = 2) -> Tensor:
+def sensitivity_map(
+    model: nn.Module, x: Tensor, y: Tensor, patch: Tensor, *, stride: int = 2, opacity: float = 1.0
+) -> Tensor:
     """Attack success rate of one fixed patch at each place of a grid, (rows, columns), in [0, 1].
 
     Place (i, j) has the patch's upper left pixel at (i · stride, j · stride); all places lie wholly in the image.
@@ -25,23 +27,24 @@ def sensitivity_map(model: nn.Module, x: Tensor, y: Tensor, patch: Tensor, *, st
         x, y: images (n, c, h, w) in [0, 1] that the network gets right, and their labels (n,).
         patch: (c, k, k) in [0, 1].
         stride: pixels between places, at least 1; 2 suits images of 32 pixels, 16 those of 224.
+        opacity: share of the patch in the pixels it covers, in (0, 1].
 
     Raises:
         ValueError: one of these does not hold, or there are no images. Whether the network gets the images right
             is not checked.
     """
-    _check(x, y, patch, stride)
+    _check(x, y, patch, stride, opacity)
     side = patch.shape[-1]
     tops, lefts = (range(0, length - side + 1, stride) for length in x.shape[2:])
     with Evaluator(model, x) as network:
-        rates = [[_misclassified(network, _pasted(x, patch, top, left), y) for left in lefts] for top in tops]
+        rates = [[_misclassified(network, _pasted(x, patch, top, left, opacity), y) for left in lefts] for top in tops]
     return torch.tensor(rates)
 
 
-def _pasted(x: Tensor, patch: Tensor, top: int, left: int) -> Tensor:
+def _pasted(x: Tensor, patch: Tensor, top: int, left: int, opacity: float) -> Tensor:
     side = patch.shape[-1]
     covered = x.clone()
-    covered[:, :, top : top + side, left : left + side] = patch
+    covered[:, :, top : top + side, left : left + side].lerp_(patch, opacity)
     return covered
 
 
@@ -49,7 +52,7 @@ def _misclassified(network: Evaluator, x: Tensor, y: Tensor) -> float:
     return int((network.predict(x) != y).sum()) / len(x)
 
 
-def _check(x: Tensor, y: Tensor, patch: Tensor, stride: int) -> None:
+def _check(x: Tensor, y: Tensor, patch: Tensor, stride: int, opacity: float) -> None:
     check_images(x, y)
     if x.ndim != 4 or not len(x):
         raise ValueError(f"x must be at least one image (n, channels, height, width), not {tuple(x.shape)}")
@@ -63,6 +66,8 @@ def _check(x: Tensor, y: Tensor, patch: Tensor, stride: int) -> None:
         raise ValueError("patch must lie in [0, 1]")
     if stride < 1:
         raise ValueError(f"stride={stride} is out of range: it must be a whole number of at least 1")
+    if not 0 < opacity <= 1:
+        raise ValueError(f"opacity={opacity} is out of range: it must be a number in (0, 1]")
 
 
 def compare_maps(a: Tensor, b: Tensor) -> dict[str, float]:

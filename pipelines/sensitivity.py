@@ -84,7 +84,8 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             net, x, y = _network_and_images(one, cfg.images, data, tracker, parent)
             counts[width] = len(x)
             for kind, laid in (("patch", patch), ("noise", noise)):
-                maps[width, kind] = sensitivity_map(net, x, y, laid.to(x.device), stride=cfg.stride)
+                laid, opacity = laid.to(x.device), cfg.attack.opacity
+                maps[width, kind] = sensitivity_map(net, x, y, laid, stride=cfg.stride, opacity=opacity)
         result.log_table(_table(maps, counts, cfg.stride), TABLE)
         result.log_table(_agreement(maps), AGREEMENT)
         result.log_metrics({**_means(maps), "seconds": time.perf_counter() - started})

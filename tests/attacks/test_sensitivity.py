@@ -50,6 +50,14 @@ def test_rates_are_those_worked_out_place_by_place(images, stride: int, shape: t
     assert found.min() < 1
 
 
+def test_a_patch_lets_the_image_through_as_far_as_its_opacity_says(images):
+    model = Spot(4, 6, side=4, limit=8.0)
+    images[:, :, 4:8, 6:10] = 0.2
+    # 16 pixels of 0.2 and 1 come to 3.2 + 12.8 · opacity
+    rates = [sensitivity_map(model, images, LABELS, torch.ones(1, 4, 4), opacity=o).max() for o in (0.37, 0.38, 1.0)]
+    assert rates == [0, 1, 1]
+
+
 def test_the_nearer_to_a_linear_network_s_largest_weights_the_weaker():
     row, column = torch.arange(9.0)[:, None], torch.arange(9.0)[None]
     weight = torch.exp(-((row - 5) ** 2 + (column - 3) ** 2) / 8)
@@ -87,6 +95,8 @@ def test_other_bad_inputs_are_refused(images):
         sensitivity_map(model, images, LABELS, 2 * patch)
     with pytest.raises(ValueError, match="stride=0 is out of range"):
         sensitivity_map(model, images, LABELS, patch, stride=0)
+    with pytest.raises(ValueError, match="opacity=0 is out of range"):
+        sensitivity_map(model, images, LABELS, patch, opacity=0)
     with pytest.raises(ValueError, match="at least one image"):
         sensitivity_map(model, images[:0], LABELS[:0], patch)
     with pytest.raises(ValueError, match=r"at least one image .* not \(40, 120\)"):
