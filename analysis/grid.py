@@ -330,7 +330,22 @@ def patch_sweeps() -> dict[str, Sweep]:
             pipeline="transfer",
             avoid=_EACH_LAVAN,
         ),
-        Sweep("patch_alignment", _PATCHED, "gradient alignment", compared, at_all_widths, pipeline="alignment"),
+        Sweep(
+            "patch_alignment",
+            _PATCHED,
+            "gradient alignment",
+            compared,
+            {**at_all_widths, "patched": ""},
+            pipeline="alignment",
+        ),
+        Sweep(
+            "patch_alignment_patched",
+            _PATCHED,
+            "gradient alignment on patched images",
+            compared,
+            {**at_all_widths, "patched": "FP"},
+            pipeline="alignment",
+        ),
         Sweep(
             "patch_sensitivity",
             _PATCHED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib as mpl
@@ -52,7 +53,7 @@ def all_figures(patches: Patches, pictures: Mapping[str, np.ndarray]) -> list[Dr
             about = f"{TITLES.get(family[1], family[1])} on {family[0]}, {family[2]}"
             drawn += [*_pictures(part, pictures, name, about), *_against_bits(part, name, about)]
             drawn += [*_against_size(part, name, about), *_transfers(part, name, about)]
-            drawn += [*_alignment(part, name, about), *_sensitivity(part, name, about)]
+            drawn += [*_alignments(part, name, about), *_sensitivity(part, name, about)]
     return drawn
 
 
@@ -208,11 +209,15 @@ def _square(axis: Axes, found: Mapping[tuple, Rate], widths: Sequence[str]) -> N
     axis.tick_params(length=0, labelsize=7)
 
 
-def _alignment(part: Patches, name: str, about: str) -> Iterator[Drawing]:
-    """Similarity of input gradients by pair of widths, beside what unrelated ones have."""
-    rows = part.alignments
-    if rows.empty:
-        return
+def _alignments(part: Patches, name: str, about: str) -> Iterator[Drawing]:
+    """Similarity of input gradients by pair of widths, beside what unrelated ones have: on clean images and patched."""
+    for images in map(str, part.alignments["images"].unique()):
+        rows = part.alignments[part.alignments["images"] == images]
+        which = re.sub(r"\W+", "-", images.lower())
+        yield _alignment(rows, f"{name}{which and f'-{which}'}", f"{about}{images and f', images with {images}'}")
+
+
+def _alignment(rows: pd.DataFrame, name: str, about: str) -> Drawing:
     pairs = list(dict.fromkeys(rows["pair"]))
     defences = in_order(rows["defence"])
     figure = Figure(figsize=(10, 5.2))
@@ -234,7 +239,7 @@ def _alignment(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     nulls = {"_": "other images (null)", "x": "white noise (null)"}
     named += [Line2D([], [], marker=m, ls="", ms=4, color="#9a9a9a", label=label) for m, label in nulls.items()]
     figure.legend(handles=named, loc="outside right center", frameon=False, fontsize=7)
-    yield (
+    return (
         f"patch-alignment-{name}",
         f"{about}: how alike the input gradients of an image are at two widths, mean over"
         f" n = {int(rows['n'].min()):,} images and more with 95 % intervals; grey: gradients of different images and"

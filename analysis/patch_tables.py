@@ -226,8 +226,8 @@ def transfer(patches: Patches) -> PaperTable:
 def _by_target(part: Patches) -> Iterator[tuple[str, pd.DataFrame]]:
     """The transfers within the model, without a name, and those to each other model."""
     yield "", part.transfers
-    for model, rows in part.to_others.groupby("target_model"):
-        yield section_title(str(model), ""), rows
+    for model in map(str, part.to_others["target_model"].unique()):
+        yield section_title(model, ""), part.to_others[part.to_others["target_model"] == model]
 
 
 def reality(patches: Patches) -> PaperTable:
@@ -272,14 +272,17 @@ def alignment(patches: Patches) -> PaperTable:
     for family, part in _families(patches):
         rows = part.alignments
         for defence in in_order(rows["defence"]):
-            mine = rows[rows["defence"] == defence].groupby(["pair", "kind"], sort=False).mean(numeric_only=True)
-            frame = pd.DataFrame({pair: _aligned(mine.loc[pair]) for pair in mine.index.unique("pair")}).T
-            for measure in ("cosine", "edge_iou", "hog_cosine") if family[0] == "cifar10" else ():
-                values = theirs[measure].reindex(frame.index)
-                frame[MEASURES[measure], _THEIRS] = [f"{v:.2f}" if pd.notna(v) else _NONE for v in values]
-            order = [column for name in MEASURES.values() for column in frame.columns if column[0] == name]
-            frame = frame[[("", "n"), *order]]
-            _add(table, f"{_title(family)}: {title_of(defence)}", frame.rename_axis("widths"))
+            of_defence = rows[rows["defence"] == defence]
+            for images in map(str, of_defence["images"].unique()):
+                found = of_defence[of_defence["images"] == images]
+                mine = found.groupby(["pair", "kind"], sort=False).mean(numeric_only=True)
+                frame = pd.DataFrame({pair: _aligned(mine.loc[pair]) for pair in mine.index.unique("pair")}).T
+                for measure in ("cosine", "edge_iou", "hog_cosine") if family[0] == "cifar10" and not images else ():
+                    values = theirs[measure].reindex(frame.index)
+                    frame[MEASURES[measure], _THEIRS] = [f"{v:.2f}" if pd.notna(v) else _NONE for v in values]
+                order = [column for name in MEASURES.values() for column in frame.columns if column[0] == name]
+                title = f"{_title(family)}: {title_of(defence)}{images and f', images with {images}'}"
+                _add(table, title, frame[[("", "n"), *order]].rename_axis("widths"))
     return table
 
 

@@ -101,7 +101,8 @@ class Patches:
         clean: one row per network and width: `bits`, `clean_accuracy` on the test set.
         transfers: `attacks` of the sources, and `target_bits`, `n`, `hits`; within one model.
         to_others: the same to another model, `target_model`.
-        alignments: one row per pair of widths and kind, see `pipelines.alignment.alignment_table`.
+        alignments: one row per pair of widths and kind, see `pipelines.alignment.alignment_table`;
+            `images`: empty for clean ones, else which patch they carry.
         sensitivities: one row per width, kind and place: `bits`, `kind`, `row`, `column`, `success_rate`, `n`, and
             the patch's `attack` and `size`.
     """
@@ -254,8 +255,10 @@ def _hung_on(runs: pd.DataFrame, table: pd.DataFrame, names: pd.Series) -> pd.Da
     """The rows of a table with what is known of their runs."""
     runs = _uniform(runs)
     if runs.empty or table.empty:
-        return pd.DataFrame(columns=["fingerprint", *_NETWORK])
+        return pd.DataFrame(columns=["fingerprint", *_NETWORK, "images"])
     known = _networks(runs, names).join(_settings(runs)[["attack", "size", "seed"]])
+    at = _text(runs, "patched")
+    known["images"] = (known["attack"].map(ATTACKS) + " made at " + at).where(at != "", "")
     return known.drop(columns=[name for name in known if name in table and name != "fingerprint"]).merge(
         table, on="fingerprint"
     )

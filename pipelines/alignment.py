@@ -1,6 +1,7 @@
 """How alike the input gradients of one network are at different widths: ``python -m pipelines.alignment data=cifar10``.
 
-A grid with ``-m``, as in ``defence=none,qadt_r``. The networks are trained first where needed.
+A grid with ``-m``, as in ``defence=none,qadt_r``. The networks are trained first where needed, and with ``patched=FP``
+the images are attacked first at that width.
 """
 
 from __future__ import annotations
@@ -14,22 +15,28 @@ from typing import Any
 
 import pandas as pd
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from attacks.alignment import input_gradients
-from pipelines import networks, settings, train
-from pipelines.cells import leaf
+from pipelines import attack, networks, settings, train
+from pipelines.cells import leaf, process
+from pipelines.errors import InputError
+from pipelines.evaluate import read_examples
+from pipelines.fingerprints import fingerprint as fingerprint_of
 from pipelines.progress import note
 from pipelines.results import Result
 from pipelines.tracking import Tracker
+from qnn.data import ImageData
 from qnn.freezing import freeze
+from qnn.precision import Precision
 from qnn.similarity import gradient_similarity
 
 KIND = "alignment"
 TABLE = "alignment.json"
 MEASURES = ("cosine", "edge_iou", "hog_cosine", "hog_cosine_centred")
 
+_OWN = {"compare", "patched", "cell"}
 _BLOCK = 128
 _NORMAL_95 = 1.959964
 
@@ -41,6 +48,18 @@ def check(cfg: DictConfig) -> None:
     settings.check_whole_number("n", cfg.n, least=2, most=images)
     settings.check_whole_number("seed", cfg.seed)
     settings.check_whole_number("cell", cfg.cell, least=1, most=min(settings.load_data(cfg).shape[1:]))
+    if cfg.patched is not None:
+        _check_patched(cfg)
+
+
+def _check_patched(cfg: DictConfig) -> None:
+    try:
+        Precision.parse(cfg.patched)
+    except ValueError as error:
+        raise InputError(f"patched={cfg.patched}: {error}") from error
+    if not cfg.attack.name.startswith("patch_"):
+        raise InputError(f"attack={cfg.attack.name} makes no patches: use a patch attack, or patched=null")
+    attack.check(_attack(cfg))
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
@@ -52,11 +71,13 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         "n": cfg.n,
         "seed": cfg.seed,
         "cell": cfg.cell,
+        **({} if cfg.patched is None else {"patched": fingerprint_of(attack.identity(_attack(cfg)))}),
     }
 
 
 def label(cfg: DictConfig) -> str:
-    return f"gradient alignment of {train.compared_name(cfg)}, seed {cfg.seed}"
+    images = "" if cfg.patched is None else f" on {cfg.attack.name} at {cfg.patched}"
+    return f"gradient alignment of {train.compared_name(cfg)}{images}, seed {cfg.seed}"
 
 
 def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None) -> Result:
@@ -64,27 +85,42 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     data, device = settings.load_data(cfg), settings.device(cfg)
     found = {width: networks.obtain(one, data, tracker, parent) for width, one in networks.compared(cfg).items()}
     nets = {width: freeze(network.net.to(device), compile=cfg.trainer.compile) for width, network in found.items()}
-    chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.n]
+    x, y = _images(cfg, data, tracker, parent)
     params = {
         **train.parameters(cfg, data),
         "bits": " ".join(nets),
         "network": " ".join(network.description["fingerprint"] for network in found.values()),
         **{name: cfg[name] for name in ("seed", "n", "cell")},
+        **({} if cfg.patched is None else {"patched": cfg.patched, "attack": cfg.attack.name}),
     }
-    about = f"{label(cfg)}: {cfg.n} images of {data.name}; null rows: gradients of different images, and white noise."
+    about = f"{label(cfg)}: {len(x)} images of {data.name}; null rows: gradients of different images, and white noise."
     with leaf(
         cfg, tracker, label(cfg), kind=KIND, fingerprint=fingerprint, params=params, parent=parent, note=about
     ) as result:
         result.log_data(data, context=KIND)
         note(f"comparing {len(nets)} widths", of=label(cfg))
         started = time.perf_counter()
-        x, y = data.test.pixels(chosen).to(device), data.test.labels[chosen].to(device)
-        table = alignment_table(nets, x, y, seed=cfg.seed, cell=cfg.cell)
+        table = alignment_table(nets, x.to(device), y.to(device), seed=cfg.seed, cell=cfg.cell)
         result.log_table(table, TABLE)
         measured = table[table["kind"] == "measured"]
         means = {f"mean_{name}": float(measured[name].mean()) for name in MEASURES}
         result.log_metrics({**means, "seconds": time.perf_counter() - started})
     return result
+
+
+def _attack(cfg: DictConfig) -> DictConfig:
+    """The config of the attack whose patched images are compared on."""
+    return OmegaConf.merge(attack.within(cfg, own=_OWN), {"bits": cfg.patched})  # type: ignore[return-value]
+
+
+def _images(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | None) -> tuple[Tensor, Tensor]:
+    """Images and labels: clean ones whatever the network makes of them, or those that an attack patched."""
+    if cfg.patched is None:
+        chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.n]
+        return data.test.pixels(chosen), data.test.labels[chosen]
+    attacked = process(attack, _attack(cfg), tracker, parent)
+    examples = read_examples(attacked.artifact(attack.EXAMPLES, tracker))
+    return examples.x_adv, examples.labels
 
 
 def alignment_table(

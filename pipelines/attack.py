@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ TABLE = "per_image.json"
 GRID = "images.png"
 PATCHES = "patches.png"
 PROGRESS = "progress.json"
+
+
+def within(cfg: DictConfig, own: Collection[str]) -> DictConfig:
+    """The config of the attack that another pipeline needs, without that pipeline's `own` settings.
+
+    `force` redoes the cell that was asked for, not what it needs.
+    """
+    plain = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in own])
+    plain.force = False
+    return plain
 
 
 def check(cfg: DictConfig) -> None:

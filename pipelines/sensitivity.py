@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from attacks.sensitivity import compare_maps, sensitivity_map
@@ -94,9 +94,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
 
 def _attacks(cfg: DictConfig) -> dict[str, DictConfig]:
     """The config of the attack at each width."""
-    plain = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in _OWN])
-    plain.force = False
-    return {width: OmegaConf.merge(plain, {"bits": width}) for width in networks.compared(cfg)}  # type: ignore[misc]
+    return {width: attack.within(one, own=_OWN) for width, one in networks.compared(cfg).items()}
 
 
 def _patch(tracker: Tracker, attacked: Done) -> Tensor:

@@ -139,10 +139,7 @@ def _composed(model: str) -> DictConfig:
 
 
 def _source(cfg: DictConfig) -> DictConfig:
-    """The config of the attack alone; `force` redoes the cell that was asked for, not what it needs."""
-    source = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in _OWN])
-    source.force = False
-    return source
+    return attack.within(cfg, own=_OWN)
 
 
 def _on_fresh_images(

@@ -40,7 +40,8 @@ def planned(pipeline, *launch):
 
 def row(pipeline, cfg):
     params = train.parameters(cfg, SimpleNamespace(name=cfg.data.name))
-    params |= attack._parameters(cfg) if "attack" in cfg else {}
+    params |= attack._parameters(cfg) if pipeline in ("attack", "transfer", "sensitivity") else {}
+    params |= {"patched": cfg.patched} if cfg.get("patched") is not None else {}
     params |= transfer._parameters(cfg) if pipeline == "transfer" else {}
     params |= {"inference": "random", "bits": "random"} if cfg.get("inference") == "random" else {}
     params |= {"bits": " ".join(map(str, cfg.compare)), "seed": cfg.seed} if "compare" in cfg else {}

@@ -423,6 +423,22 @@ def test_alignment_stands_beside_its_nulls_and_the_published_values():
     assert row["", "n"] == "500"
 
 
+def test_alignment_on_patched_images_is_not_averaged_with_that_on_clean_ones():
+    clean = aligned()
+    runs, table = (part.replace({"fingerprint": {"al": "patched"}}) for part in clean.values())
+    runs = runs.assign(**{"params.patched": "FP", "params.attack": "patch_lavan"})
+    both = {"alignment": pd.concat([clean["alignment"], runs]),
+            "alignments": pd.concat([clean["alignments"], table.assign(cosine=0.9, cosine_high=0.9)])}  # fmt: skip
+    found = read(study(train=trainings("none"), **both))
+    texts = {title: frame["cosine", "measured"].iloc[0][:5] for title, frame in alignment(found).sections.items()}
+    assert texts == {
+        f"{SECTION}: undefended": "0.300", f"{SECTION}: undefended, images with LAVAN made at FP": "0.900"
+    }  # fmt: skip
+    assert {name for name, _, _ in all_figures(found, {}) if "alignment" in name} == {
+        "patch-alignment-resnet20", "patch-alignment-resnet20-lavan-made-at-fp"
+    }  # fmt: skip
+
+
 def test_cost_is_relative_to_plain_quantised_training_per_step():
     train = pd.concat([trainings("none", seconds=100.0), trainings("qadt_r", seconds=450.0)], ignore_index=True)
     train["fingerprint"] = [f"t{i}" for i in range(len(train))]

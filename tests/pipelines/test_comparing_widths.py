@@ -31,6 +31,18 @@ def test_alignment_compares_all_pairs_with_two_nulls_and_is_skipped_when_done(co
     assert "already complete" in capsys.readouterr().err
 
 
+def test_alignment_on_patched_images_attacks_them_first(command, client):
+    assert command("alignment", *NETWORK, "n=20") == 0
+    assert not runs_of(client, "attack")
+    assert command("alignment", *NETWORK, *PATCH, "patched=2") == 0
+    (attacked,) = runs_of(client, "attack")
+    assert (attacked.data.params["attack"], attacked.data.params["bits"]) == ("patch_lavan", "2")
+    patched, clean = runs_of(client, "alignment")
+    assert patched.data.params["patched"] == "2"
+    assert "patched" not in clean.data.params
+    assert patched.data.metrics["mean_cosine"] != clean.data.metrics["mean_cosine"]
+
+
 def test_sensitivity_maps_each_widths_own_patch_and_noise(command, client):
     assert command("sensitivity", *NETWORK, *PATCH, "images=15", "stride=11") == 0
     assert len(runs_of(client, "attack")) == 3
@@ -54,6 +66,8 @@ def test_sensitivity_maps_each_widths_own_patch_and_noise(command, client):
         ("alignment", ["compare=[FP,x]"], "compare"),
         ("alignment", ["n=1"], "n=1 is out of range"),
         ("alignment", ["cell=0", "n=40"], "cell=0 is out of range"),
+        ("alignment", ["patched=2", "attack=fgsm", "n=40"], "makes no patches"),
+        ("alignment", ["patched=x", "n=40"], "patched=x: "),
         ("sensitivity", ["attack=fgsm"], "no one patch for all images"),
         ("sensitivity", ["attack=patch_located"], "no one patch for all images"),
         ("sensitivity", ["stride=0"], "stride=0 is out of range"),
