@@ -1,7 +1,8 @@
 """Is a defence real, or does it only hide its gradients? Rules that attacks on a real one keep, and which are broken.
 
 A rule says that one success rate is not below another. It is broken where the 95 % interval of their difference lies
-below zero; so of many rules that hold, one in forty is found broken by chance.
+below zero; so of many comparisons where it holds, one in forty is found broken by chance. Rules with several rates
+compare each with the one before it, and are found broken by chance more often.
 """
 
 from __future__ import annotations

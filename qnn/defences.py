@@ -66,6 +66,11 @@ class Schedule:
         last = self.active(Step(max(0, epochs - 1), epochs, 0))
         return tuple(width for width in self.widths if width not in last)
 
+    @property
+    def ever_trained(self) -> tuple[str, ...]:
+        """The widths that a long enough training trains."""
+        return (min(self.widths, key=_bits),) if self.order == "lowest" else self.widths
+
     def active(self, step: Step) -> tuple[str, ...]:
         """The widths that have entered."""
         return tuple(width for width in self.widths if step.epoch >= self._entry(width) * step.epochs)
@@ -138,6 +143,11 @@ class Defence(nn.Module):
         self.clean_weight, self.adversarial_weight = clean_weight, adversarial_weight
         self.regularizers, self.gradient_noise = tuple(regularizers), gradient_noise
         self.register_buffer("success", torch.ones(len(names)))
+
+    @property
+    def trained_widths(self) -> tuple[str, ...]:
+        """The widths that are trained, and so are validated; none for a network of one width."""
+        return self.schedule.ever_trained
 
     def check(self, net: nn.Module, epochs: int) -> None:
         """Raise ValueError if a network cannot be trained like this, or not at all its widths in so many epochs."""

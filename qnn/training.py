@@ -36,7 +36,7 @@ class TrainingDivergedError(RuntimeError):
 class Classifier(pl.LightningModule):
     """Training of a network by an objective; logs train and validation loss and accuracy per epoch.
 
-    A switchable network is validated at every width it has: loss and accuracy are means over them.
+    A switchable network is validated at every width that is trained: loss and accuracy are means over them.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Classifier(pl.LightningModule):
         self.net, self.recipe, self.seed = net, recipe, seed
         self.objective = CrossEntropy() if objective is None else objective
         self.forward_net = net
+        self.validated_widths = getattr(objective, "trained_widths", ()) or widths_of(net)
         self.train_accuracy = MulticlassAccuracy(classes, average="micro")
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
 
@@ -81,9 +82,8 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         images, labels = batch
-        widths = widths_of(self.net)
         losses = []
-        for width in widths or (None,):
+        for width in self.validated_widths or (None,):
             if width is not None:
                 set_width(self.net, width)
             logits = self.forward_net(images)

@@ -1,6 +1,7 @@
 import collections
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 from qnn.defences import Defence, Schedule, qadt_r
 from qnn.models import ResNet
-from qnn.recipes import CrossEntropy, Step
+from qnn.recipes import CrossEntropy, Recipe, Step
 from qnn.regularizers import (
     FeatureDisalignment,
     GradientDisalignment,
@@ -17,6 +18,7 @@ from qnn.regularizers import (
     input_gradients,
 )
 from qnn.switchable import Switchable, set_width, switchable, widths_of
+from qnn.training import Classifier
 from qnn.uniform import Uniform
 
 WIDTHS = ("FP", "8", "4", "2")
@@ -173,6 +175,23 @@ def test_adaptive_attacks_go_where_images_succeed(net):
 def test_the_network_is_left_at_the_trained_width(net):
     Defence(widths=WIDTHS, order="lowest", adversary=Recorder(net), attack_width="full")(net, *batch(), START)
     assert next(module for module in net.modules() if isinstance(module, Switchable)).active == "2"
+
+
+@pytest.mark.parametrize(("order", "validated"), [("lowest", ("2",)), ("cycle", WIDTHS)])
+def test_a_network_is_validated_at_the_widths_that_are_trained(net, order, validated):
+    recipe = Recipe(epochs=1, batch_size=8, optimizer=torch.optim.SGD)
+    training = Classifier(net, recipe, classes=10, seed=0, objective=Defence(widths=WIDTHS, order=order))
+    training.eval()
+    logged = {}
+    training.log = lambda name, value, **_: logged.__setitem__(name, value)
+    images, labels = batch()
+    training.validation_step((images, labels), 0)
+    losses = []
+    for width in validated:
+        set_width(net, width)
+        losses.append(F.cross_entropy(net(images), labels).item())
+    assert logged["val_loss"].item() == pytest.approx(np.mean(losses), rel=1e-4)
+    assert {name for name in logged if "." in name} == {f"val_accuracy.{width}" for width in validated}
 
 
 def test_gradient_inconsistency_is_one_for_equal_networks_and_none_for_one_width(net):
