@@ -236,7 +236,8 @@ def reality(patches: Patches) -> PaperTable:
         "patch-reality",
         "A defence that only hides its gradients makes attacks that follow them weak, not the network robust. Each"
         " column is a rule that holds where gradients lead to the worst patch; it is broken (✘) where the 95 % interval"
-        " of the difference lies on the wrong side of zero (by chance alone in one comparison of forty, and a row has several). Rates are success rates"
+        " of the difference lies on the wrong side of zero (by chance alone in one comparison of forty, and a row has"
+        " several). Rates are success rates"
         f" at {SIZE}×{SIZE} pixels but under ‘{RULES['size']}’. White-box: one LAVAN patch for all images; made on"
         " all widths: the same on the mean of the network's widths; best transfer: the same from the most harmful"
         " other width; steps and attempts: a LAVAN patch for each image; located patch (follows gradients) and squares"
