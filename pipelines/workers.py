@@ -38,9 +38,11 @@ def jobs_here() -> int:
 
 
 def threads() -> int:
-    """CPU threads of one job: those the cluster gives it, or its share of the cores."""
+    """CPU threads of one job: those the cluster gives it or its share of the cores, at most ``OMP_NUM_THREADS``."""
     given = HydraConfig.get().launcher.get("cpus_per_task") if HydraConfig.initialized() else None
-    return given or max(1, cores() // jobs_here())
+    share = given or max(1, cores() // jobs_here())
+    most = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # may be a list, of nested levels
+    return min(share, int(most)) if most.isdecimal() and int(most) else share
 
 
 def gpu_of(slot: int, gpus: tuple[str, ...]) -> str:

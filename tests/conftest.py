@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+# xdist has a worker per core: more threads each, here or in what tests launch, wait for one another
+os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 UNPACKER = Path(__file__).parents[2] / "shared" / "data" / "unpack.py"

@@ -18,6 +18,7 @@ def launched(monkeypatch):
     """Set the launcher that this process seems to be a job of; the machine seems to have 8 cores."""
     monkeypatch.setattr(workers, "cores", lambda: 8)
     monkeypatch.setattr(workers, "_held", None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     workers.visible_gpus.cache_clear()
     HydraConfig.instance().cfg = None
 
@@ -43,6 +44,13 @@ def launched(monkeypatch):
 )
 def test_jobs_share_the_cores(launched, overrides, threads):
     launched(*overrides)
+    assert workers.threads() == threads
+
+
+@pytest.mark.parametrize(("said", "threads"), [("1", 1), ("3", 3), ("2,1", 2), ("64", 8), ("0", 8), ("many", 8)])
+def test_no_more_threads_than_the_environment_says(launched, monkeypatch, said, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    launched()
     assert workers.threads() == threads
 
 
