@@ -139,13 +139,16 @@ def recipe(cfg: DictConfig) -> Recipe:
     """The configured training recipe."""
     try:
         settings = {**instantiate(cfg.training)}
-        for meta in ("name", "seed", "channels_last"):
+        for meta in ("name", "seed", "channels_last", "clipped_norm_scale"):
             settings.pop(meta, None)
         chosen = Recipe(**settings)
     except (TypeError, ValueError, HydraException) as error:
         raise InputError(f"training={cfg.training.name}: {one_line(error.__cause__ or error)}") from error
     if chosen.epochs < 1 or chosen.batch_size < 1:
         raise InputError(f"training={cfg.training.name}: epochs and batch_size must be at least 1")
+    scale = cfg.training.get("clipped_norm_scale", 1.0)
+    if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+        raise InputError(f"training.clipped_norm_scale={scale}: it must be a number above 0")
     return chosen
 
 

@@ -24,6 +24,7 @@ from qnn.data import ImageData
 from qnn.defences import Defence
 from qnn.evaluation import evaluate
 from qnn.precision import Precision
+from qnn.quantizers import scale_clipped_norms
 from qnn.switchable import at_every_width, at_width, widths_of
 
 KIND = "train"
@@ -104,6 +105,8 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         net = settings.build_network(cfg, data)
         if start is not None:
             _start_from(net, start)
+        elif (scale := cfg.training.get("clipped_norm_scale")) is not None:
+            scale_clipped_norms(net, scale)
         if damaged := set_aside_damaged(scratch):
             say(f"{trained_name(cfg)}: {damaged} is damaged: it was set aside, the training begins anew")
         curves = Curves(scratch, tracker, result.facts.run_id)

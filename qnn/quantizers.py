@@ -5,6 +5,7 @@ All arithmetic is float32, also under autocast: bfloat16 cannot hold 12- or 16-b
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -132,6 +133,19 @@ class ClipActivation(QuantizerModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return _ClipToLevels.apply(x, None)
+
+
+def scale_clipped_norms(net: nn.Module, scale: float) -> None:
+    """Let the batch norms whose output is clipped to [0, 1], perhaps behind a ReLU, start with this scale.
+
+    With PyTorch's, which is 1, a sixth of the activations begin above 1, where their gradient is 0.
+    """
+    for layers in net.modules():
+        if isinstance(layers, nn.Sequential):
+            kept = [layer for layer in layers if not isinstance(layer, nn.ReLU)]
+            for norm, activation in pairwise(kept):
+                if isinstance(norm, nn.BatchNorm2d) and isinstance(activation, DoReFaActivation | ClipActivation):
+                    nn.init.constant_(norm.weight, scale)
 
 
 class Quantizer(Protocol):

@@ -60,6 +60,8 @@ CASES = [
     ("attack", ["tracking.uri=sqlite:////proc/nowhere/runs.db"], "the tracking store /proc/nowhere/runs.db"),
     ("attack", ["tracking.uri=http://127.0.0.1:9"], "the tracking server http://127.0.0.1:9 does not answer"),
     ("train", ["training.epochs=0"], "epochs and batch_size must be at least 1"),
+    ("train", ["+training.clipped_norm_scale=0"], "training.clipped_norm_scale=0: it must be a number above 0"),
+    ("train", ["+training.clipped_norm_scale=x"], "training.clipped_norm_scale=x: it must be a number above 0"),
     ("train", ["trainer.accelerator=tpu"], "trainer.accelerator=tpu is unknown"),
     ("evaluate", [], "no trained mnist_a FP on digits with this recipe is stored"),
     ("evaluate", ["network=nowhere"], "network=nowhere is neither"),

@@ -5,6 +5,7 @@ import mlflow
 import numpy as np
 import torch
 
+from pipelines import train
 from pipelines.train import ARTIFACT
 from qnn.checkpoint import rebuild
 from qnn.data import digits
@@ -42,6 +43,16 @@ def test_the_same_training_is_not_done_twice_unless_forced(command, client):
     networks = [mlflow.artifacts.download_artifacts(run_id=r.info.run_id, artifact_path=ARTIFACT) for r in runs]
     first, second = (rebuild(Path(folder)).state_dict() for folder in networks)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_recipe_scales_the_norms_before_clips_of_a_new_network(command, monkeypatch):
+    scaled = []
+    monkeypatch.setattr(train, "scale_clipped_norms", lambda net, scale: scaled.append(scale))
+    common = ("bits=1", "training.epochs=1", "trainer.threads=1")
+    assert command("train", *common) == 0
+    assert scaled == []
+    assert command("train", *common, "+training.clipped_norm_scale=0.5") == 0
+    assert scaled == [0.5]
 
 
 def test_diverging_training_fails_with_its_reason(command, client, capsys):

@@ -3,14 +3,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qnn.models import ResNet
 from qnn.quantizers import (
     ClipOnly,
     DoReFa,
     DoReFaActivation,
     DoReFaWeight,
+    Quantizer,
     quantize_unit,
+    scale_clipped_norms,
     straight_through,
 )
+from qnn.uniform import Uniform
 
 BITS = pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16])
 MULTIBIT = pytest.mark.parametrize("bits", [2, 4, 8, 12, 16])
@@ -214,3 +218,21 @@ def test_clip_only_is_the_limit_of_dorefa(bits: int):
     w = noise(500)
     distance = (ClipOnly("FP").weight()(w) - DoReFa(bits).weight()(w)).abs().max()
     assert distance <= 1 / (2**bits - 1) + 1e-6
+
+
+@pytest.mark.parametrize("quantizer", [DoReFa(4), ClipOnly("FP")])
+def test_norms_before_a_clip_start_at_the_scale_given_and_no_others(quantizer: Quantizer):
+    net = ResNet(quantizer, n=1)
+    scale_clipped_norms(net, 0.25)
+    norms = {name: norm for name, norm in net.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    clipped = {name for name, norm in norms.items() if torch.equal(norm.weight, torch.full_like(norm.weight, 0.25))}
+    assert clipped == {"stem.1", *(f"blocks.{i}.{part}.0" for i in range(3) for part in ("between", "after"))}
+    assert all(torch.equal(norms[name].weight, torch.ones_like(norms[name].weight)) for name in norms.keys() - clipped)
+
+
+@pytest.mark.parametrize("quantizer", [DoReFa("FP"), Uniform(4)])
+def test_where_nothing_is_clipped_to_the_unit_interval_no_norm_is_scaled(quantizer: Quantizer):
+    net = ResNet(quantizer, n=1)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    scale_clipped_norms(net, 0.25)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
