@@ -136,16 +136,18 @@ class ClipActivation(QuantizerModule):
 
 
 def scale_clipped_norms(net: nn.Module, scale: float) -> None:
-    """Let the batch norms whose output is clipped to [0, 1], perhaps behind a ReLU, start with this scale.
+    """Let the batch norms whose output is clipped to [0, 1], perhaps behind a ReLU, start with a smaller scale.
 
-    With PyTorch's, which is 1, a sixth of the activations begin above 1, where their gradient is 0.
+    With PyTorch's, which is 1, a sixth of the activations begin above 1, where their gradient is 0. A scale below one
+    quantisation step would round most of them to 0, so that it is `scale` or one step, whichever is more.
     """
     for layers in net.modules():
         if isinstance(layers, nn.Sequential):
             kept = [layer for layer in layers if not isinstance(layer, nn.ReLU)]
             for norm, activation in pairwise(kept):
                 if isinstance(norm, nn.BatchNorm2d) and isinstance(activation, DoReFaActivation | ClipActivation):
-                    nn.init.constant_(norm.weight, scale)
+                    step = 0.0 if isinstance(activation, ClipActivation) else 1 / (2**activation.bits - 1)
+                    nn.init.constant_(norm.weight, max(scale, step))
 
 
 class Quantizer(Protocol):

@@ -220,14 +220,16 @@ def test_clip_only_is_the_limit_of_dorefa(bits: int):
     assert distance <= 1 / (2**bits - 1) + 1e-6
 
 
-@pytest.mark.parametrize("quantizer", [DoReFa(4), ClipOnly("FP")])
-def test_norms_before_a_clip_start_at_the_scale_given_and_no_others(quantizer: Quantizer):
+@pytest.mark.parametrize(
+    ("quantizer", "scale"), [(DoReFa(1), 1.0), (DoReFa(2), 1 / 3), (DoReFa(4), 0.25), (ClipOnly("FP"), 0.25)]
+)
+def test_norms_before_a_clip_start_at_the_scale_given_or_one_step_and_no_others(quantizer: Quantizer, scale: float):
     net = ResNet(quantizer, n=1)
     scale_clipped_norms(net, 0.25)
     norms = {name: norm for name, norm in net.named_modules() if isinstance(norm, nn.BatchNorm2d)}
-    clipped = {name for name, norm in norms.items() if torch.equal(norm.weight, torch.full_like(norm.weight, 0.25))}
-    assert clipped == {"stem.1", *(f"blocks.{i}.{part}.0" for i in range(3) for part in ("between", "after"))}
-    assert all(torch.equal(norms[name].weight, torch.ones_like(norms[name].weight)) for name in norms.keys() - clipped)
+    clipped = {"stem.1", *(f"blocks.{i}.{part}.0" for i in range(3) for part in ("between", "after"))}
+    for name, norm in norms.items():
+        assert torch.equal(norm.weight, torch.full_like(norm.weight, scale if name in clipped else 1.0))
 
 
 @pytest.mark.parametrize("quantizer", [DoReFa("FP"), Uniform(4)])
