@@ -203,24 +203,30 @@ def transfer(patches: Patches) -> PaperTable:
         " the defence, not the weights, of the source.",
         title="Transfer of patched images between widths",
     )
-    sizes: list[int] = []
-    widest = 0.0
+    cells: list[Rate] = []
     for family, part in _families(patches):
-        for target, rows in _by_target(part):
-            for attack, name in ATTACKS.items():
-                mine = with_usual_settings(rows[(rows["attack"] == attack) & (rows["size"] == SIZE)])
-                for defence in in_order(mine["defence"]):
-                    found = rates(mine[mine["defence"] == defence], "bits", "target_bits")
-                    sizes += [rate.n for rate in found.values()]
-                    widest = max(widest, *(np.ptp(rate.interval) / 2 for rate in found.values()))
-                    frame = pd.Series({key: f"{rate.value:.3f}" for key, rate in found.items()}).unstack()
-                    frame = _sorted(_sorted(frame).T).T.fillna(MISSING)
-                    title = f"{_title(family)}: {title_of(defence)}, {name}{target and f', to {target}'}"
-                    _add(table, title, frame.rename_axis("made at"))
-    if sizes:
+        for target, attack, defence, rows in _matrices(part):
+            found = rates(rows, "bits", "target_bits")
+            cells += found.values()
+            frame = pd.Series({key: f"{rate.value:.3f}" for key, rate in found.items()}).unstack()
+            frame = _sorted(_sorted(frame).T).T.fillna(MISSING)
+            title = f"{_title(family)}: {title_of(defence)}, {ATTACKS[attack]}{target and f', to {target}'}"
+            _add(table, title, frame.rename_axis("made at"))
+    if cells:
+        sizes = [rate.n for rate in cells]
         several = f" to {max(sizes):,}" if min(sizes) < max(sizes) else ""
+        widest = max(np.ptp(rate.interval) for rate in cells) / 2
         table.caption += f" n = {min(sizes):,}{several}; 95 % Wilson intervals are at most ± {widest:.3f}."
     return table
+
+
+def _matrices(part: Patches) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """The transfers of each matrix, with its target (no name within the model), attack and defence."""
+    for target, rows in _by_target(part):
+        for attack in ATTACKS:
+            mine = with_usual_settings(rows[(rows["attack"] == attack) & (rows["size"] == SIZE)])
+            for defence in in_order(mine["defence"]):
+                yield target, attack, defence, mine[mine["defence"] == defence]
 
 
 def _by_target(part: Patches) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -269,22 +275,26 @@ def alignment(patches: Patches) -> PaperTable:
         " without cell size or null; not ours, not QADT-R's.",
         title="Gradient alignment between widths",
     )
-    theirs = published.triqdef().query("quantity in @MEASURES").pivot(index="bits", columns="quantity", values="value")
     for family, part in _families(patches):
-        rows = part.alignments
-        for defence in in_order(rows["defence"]):
-            of_defence = rows[rows["defence"] == defence]
-            for images in map(str, of_defence["images"].unique()):
-                found = of_defence[of_defence["images"] == images]
-                mine = found.groupby(["pair", "kind"], sort=False).mean(numeric_only=True)
-                frame = pd.DataFrame({pair: _aligned(mine.loc[pair]) for pair in mine.index.unique("pair")}).T
-                for measure in ("cosine", "edge_iou", "hog_cosine") if family[0] == "cifar10" and not images else ():
-                    values = theirs[measure].reindex(frame.index)
-                    frame[MEASURES[measure], _THEIRS] = [f"{v:.2f}" if pd.notna(v) else _NONE for v in values]
-                order = [column for name in MEASURES.values() for column in frame.columns if column[0] == name]
-                title = f"{_title(family)}: {title_of(defence)}{images and f', images with {images}'}"
-                _add(table, title, frame[[("", "n"), *order]].rename_axis("widths"))
+        rows_of = {tuple(map(str, key)): rows for key, rows in part.alignments.groupby(["defence", "images"])}
+        names = in_order(defence for defence, _ in rows_of)
+        for (defence, images), rows in sorted(rows_of.items(), key=lambda item: (names.index(item[0][0]), item[0][1])):
+            title = f"{_title(family)}: {title_of(defence)}{images and f', images with {images}'}"
+            _add(table, title, _alignment(rows, beside_theirs=family[0] == "cifar10" and not images))
     return table
+
+
+def _alignment(rows: pd.DataFrame, *, beside_theirs: bool) -> pd.DataFrame:
+    """Rows pairs of widths, columns measures by measured, nulls and excess, perhaps beside TriQDef's paper."""
+    means = rows.groupby(["pair", "kind"], sort=False).mean(numeric_only=True)
+    frame = pd.DataFrame({pair: _aligned(means.loc[pair]) for pair in means.index.unique("pair")}).T
+    if beside_theirs:
+        theirs = published.triqdef().query("quantity in @MEASURES")
+        theirs = theirs.pivot(index="bits", columns="quantity", values="value").reindex(frame.index)
+        for measure in ("cosine", "edge_iou", "hog_cosine"):
+            frame[MEASURES[measure], _THEIRS] = [f"{v:.2f}" if pd.notna(v) else _NONE for v in theirs[measure]]
+    order = [column for name in MEASURES.values() for column in frame.columns if column[0] == name]
+    return frame[[("", "n"), *order]].rename_axis("widths")
 
 
 def cost(patches: Patches) -> PaperTable:

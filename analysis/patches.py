@@ -257,8 +257,9 @@ def _hung_on(runs: pd.DataFrame, table: pd.DataFrame, names: pd.Series) -> pd.Da
     if runs.empty or table.empty:
         return pd.DataFrame(columns=["fingerprint", *_NETWORK, "images"])
     known = _networks(runs, names).join(_settings(runs)[["attack", "size", "seed"]])
-    at = _text(runs, "patched")
-    known["images"] = (known["attack"].map(ATTACKS) + " made at " + at).where(at != "", "")
+    at, pixels = _text(runs, "patched"), known["size"].astype(str)
+    known["images"] = known["attack"].map(ATTACKS) + " " + pixels + "×" + pixels + " made at " + at
+    known["images"] = known["images"].where(at != "", "")
     return known.drop(columns=[name for name in known if name in table and name != "fingerprint"]).merge(
         table, on="fingerprint"
     )

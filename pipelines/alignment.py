@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from attacks.alignment import input_gradients
 from pipelines import attack, networks, settings, train
-from pipelines.cells import leaf, process
+from pipelines.cells import Done, leaf, process
 from pipelines.errors import InputError
 from pipelines.evaluate import read_examples
 from pipelines.fingerprints import fingerprint as fingerprint_of
@@ -85,13 +85,14 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     data, device = settings.load_data(cfg), settings.device(cfg)
     found = {width: networks.obtain(one, data, tracker, parent) for width, one in networks.compared(cfg).items()}
     nets = {width: freeze(network.net.to(device), compile=cfg.trainer.compile) for width, network in found.items()}
-    x, y = _images(cfg, data, tracker, parent)
+    attacked = None if cfg.patched is None else process(attack, _attack(cfg), tracker, parent)
+    x, y = _clean(cfg, data) if attacked is None else _patched(attacked, tracker)
     params = {
+        **({} if attacked is None else {**attacked.params, "patched": cfg.patched}),
         **train.parameters(cfg, data),
         "bits": " ".join(nets),
         "network": " ".join(network.description["fingerprint"] for network in found.values()),
         **{name: cfg[name] for name in ("seed", "n", "cell")},
-        **({} if cfg.patched is None else {"patched": cfg.patched, "attack": cfg.attack.name}),
     }
     about = f"{label(cfg)}: {len(x)} images of {data.name}; null rows: gradients of different images, and white noise."
     with leaf(
@@ -113,12 +114,13 @@ def _attack(cfg: DictConfig) -> DictConfig:
     return OmegaConf.merge(attack.within(cfg, own=_OWN), {"bits": cfg.patched})  # type: ignore[return-value]
 
 
-def _images(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | None) -> tuple[Tensor, Tensor]:
-    """Images and labels: clean ones whatever the network makes of them, or those that an attack patched."""
-    if cfg.patched is None:
-        chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.n]
-        return data.test.pixels(chosen), data.test.labels[chosen]
-    attacked = process(attack, _attack(cfg), tracker, parent)
+def _clean(cfg: DictConfig, data: ImageData) -> tuple[Tensor, Tensor]:
+    """Images and labels, whatever the network makes of them."""
+    chosen = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(cfg.seed))[: cfg.n]
+    return data.test.pixels(chosen), data.test.labels[chosen]
+
+
+def _patched(attacked: Done, tracker: Tracker) -> tuple[Tensor, Tensor]:
     examples = read_examples(attacked.artifact(attack.EXAMPLES, tracker))
     return examples.x_adv, examples.labels
 

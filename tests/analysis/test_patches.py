@@ -426,16 +426,16 @@ def test_alignment_stands_beside_its_nulls_and_the_published_values():
 def test_alignment_on_patched_images_is_not_averaged_with_that_on_clean_ones():
     clean = aligned()
     runs, table = (part.replace({"fingerprint": {"al": "patched"}}) for part in clean.values())
-    runs = runs.assign(**{"params.patched": "FP", "params.attack": "patch_lavan"})
+    runs = runs.assign(**{"params.patched": "FP", "params.attack": "patch_lavan", "params.attack.size": "8"})
     both = {"alignment": pd.concat([clean["alignment"], runs]),
             "alignments": pd.concat([clean["alignments"], table.assign(cosine=0.9, cosine_high=0.9)])}  # fmt: skip
     found = read(study(train=trainings("none"), **both))
     texts = {title: frame["cosine", "measured"].iloc[0][:5] for title, frame in alignment(found).sections.items()}
     assert texts == {
-        f"{SECTION}: undefended": "0.300", f"{SECTION}: undefended, images with LAVAN made at FP": "0.900"
+        f"{SECTION}: undefended": "0.300", f"{SECTION}: undefended, images with LAVAN 8×8 made at FP": "0.900"
     }  # fmt: skip
     assert {name for name, _, _ in all_figures(found, {}) if "alignment" in name} == {
-        "patch-alignment-resnet20", "patch-alignment-resnet20-lavan-made-at-fp"
+        "patch-alignment-resnet20", "patch-alignment-resnet20-lavan-8-8-made-at-fp"
     }  # fmt: skip
 
 

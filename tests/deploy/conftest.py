@@ -64,7 +64,7 @@ def clean_environment(**more: str) -> dict[str, str]:
     """This environment without what it says of tracking, with this Python's programs first."""
     ours = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "QNN"))}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
-    return {**ours, "PATH": path, "OMP_NUM_THREADS": "1", **more}
+    return {**ours, "PATH": path, **more}
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> None:

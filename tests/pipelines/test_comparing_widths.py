@@ -39,6 +39,7 @@ def test_alignment_on_patched_images_attacks_them_first(command, client):
     assert (attacked.data.params["attack"], attacked.data.params["bits"]) == ("patch_lavan", "2")
     patched, clean = runs_of(client, "alignment")
     assert patched.data.params["patched"] == "2"
+    assert patched.data.params["attack.size"] == attacked.data.params["attack.size"]
     assert "patched" not in clean.data.params
     assert patched.data.metrics["mean_cosine"] != clean.data.metrics["mean_cosine"]
 
