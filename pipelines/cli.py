@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipelines.errors import InputError
 from pipelines.settings import one_line, set_threads, work_folder
 from pipelines.status import stop_watching
-from pipelines.workers import take_gpu
+from pipelines.workers import keep_freed_memory, take_gpu
 
 
 def launch(name: str) -> int:
@@ -57,6 +57,7 @@ def task(cfg: DictConfig) -> None:
     _quiet()
     pipeline = importlib.import_module(f"pipelines.{HydraConfig.get().job.config_name}")
     set_threads(cfg)
+    keep_freed_memory()
     if SWEEP_FOLDER in os.environ:
         folder = Path(os.environ[SWEEP_FOLDER])
         take_gpu(folder)

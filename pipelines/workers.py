@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 
 _held: FileLock | None = None  # for as long as this process lives
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def cores() -> int:
@@ -43,6 +46,17 @@ def threads() -> int:
     share = given or max(1, cores() // jobs_here())
     most = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # may be a list, of nested levels
     return min(share, int(most)) if most.isdecimal() and int(most) else share
+
+
+def keep_freed_memory() -> None:
+    """Let tensors take the memory of those before them, instead of fresh pages of the system each time.
+
+    glibc gives large blocks back when they are freed, so every pass through a network had its memory mapped anew
+    (`benchmarks/allocator.md`). Where there is no glibc, nothing changes.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def gpu_of(slot: int, gpus: tuple[str, ...]) -> str:
