@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +114,25 @@ def merged(old: Study, new: Study) -> Study:
     tables["images"] = _slim(tables["images"])
     kept = {name: images for name, images in old.pictures.items() if name.partition(".")[0] not in replaced}
     return Study(**tables, pictures=kept | new.pictures)
+
+
+def without(study: Study, networks: Collection[str]) -> Study:
+    """A study without the trainings of these fingerprints and without all runs of their networks, as target too."""
+
+    def of_them(named: pd.Series) -> pd.Series:
+        return named.fillna("").map(lambda text: any(name.partition("@")[0] in networks for name in text.split()))
+
+    gone = set(networks)
+    for kind in KINDS:
+        runs = getattr(study, kind)
+        if "params.network" in runs:
+            gone.update(runs.loc[of_them(runs["params.network"]), "fingerprint"])
+    if "target_network" in study.transfers:
+        gone.update(study.transfers.loc[of_them(study.transfers["target_network"]), "fingerprint"])
+    parts = {name: getattr(study, name) for name in (*KINDS, *TABLES)}
+    kept = {name: part[~part["fingerprint"].isin(gone)] if len(part) else part for name, part in parts.items()}
+    pictures = {name: images for name, images in study.pictures.items() if name.partition(".")[0] not in gone}
+    return Study(**kept, pictures=pictures)
 
 
 def save(study: Study, folder: Path) -> None:
@@ -247,6 +266,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tracking-uri", default=default_uri(), help="MLflow store (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("results/runs"), help="folder (default: %(default)s)")
     parser.add_argument("--replace", action="store_true", help="drop what the folder holds instead of adding to it")
+    parser.add_argument(
+        "--forget",
+        action="append",
+        default=[],
+        metavar="FINGERPRINT",
+        help="drop this training and all runs of its network, because another has taken its place (may be repeated)",
+    )
     chosen = parser.parse_args(arguments)
     try:
         study = from_store(chosen.tracking_uri, chosen.study)
@@ -259,6 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen.replace:
         with suppress(LookupError):
             study = merged(load(chosen.out), study)
+    study = without(study, chosen.forget)
     save(study, chosen.out)
     counts = ", ".join(f"{len(getattr(study, kind))} {kind}" for kind in KINDS)
     print(f"{counts} runs written to {chosen.out.absolute()}")

@@ -179,7 +179,7 @@ def train(
         num_sanity_val_steps=0,
     )
     # Lightning makes PyTorch deterministic, which also fills all new memory: a sixteenth of a ResNet's step
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = trainer.strategy.root_device
     if channels_last:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from analysis.study import KINDS, PICTURES, TABLES, Study, from_store, load, main, merged, save
+from analysis.study import KINDS, PICTURES, TABLES, Study, from_store, load, main, merged, save, without
 from attacks import AdversarialExamples, per_image_record, save_examples
 
 IMAGES = 12
@@ -259,6 +259,25 @@ def test_merging_with_nothing_changes_nothing(study):
             pd.testing.assert_frame_equal(
                 getattr(both, name), getattr(study, name), check_dtype=False, check_categorical=False
             )
+
+
+def test_a_network_that_was_replaced_is_forgotten_with_all_of_its_runs(study):
+    networks = {"whole": "net@4", "single": "other", "moved": "other"}
+    study = replace(
+        study,
+        attack=study.attack.assign(**{"params.network": study.attack["fingerprint"].map(networks)}),
+        transfer=study.transfer.assign(**{"params.network": study.transfer["fingerprint"].map(networks)}),
+        transfers=study.transfers.assign(target_network=["net", "other"]),
+    )
+    left = without(study, ["net"])
+    for name in ("attack", "images", "progress"):
+        before = set(getattr(study, name)["fingerprint"])
+        assert set(getattr(left, name)["fingerprint"]) == before - {"whole"}
+    assert not any(len(getattr(left, name)) for name in ("train", "transfer", "transferred"))
+    assert {name.partition(".")[0] for name in left.pictures} == {"single"}
+    same = without(study, [])
+    assert all(len(getattr(same, name)) == len(getattr(study, name)) for name in (*KINDS, *TABLES))
+    assert same.pictures.keys() == study.pictures.keys()
 
 
 def test_universal_patches_of_the_first_seed_are_kept_with_patched_images(patches):
