@@ -27,6 +27,7 @@ CONTROLS = {"mnist_a": ("clip_only",), "resnet20": ("dorefa", "clip_only")}  # M
 _ENOUGH = {"resnet20": {"cw": 200}}  # on a CPU it takes seconds per image
 _LONG_BOUNDARY = {"mnist_a": 100, "resnet20": 20}
 _SOURCES = {"mnist_a": 1100, "resnet20": 1300}  # leave 1,000 images that source and target get right
+_ENOUGH_SOURCES = {"resnet20": {"cw": 260}}  # leave 200
 _SMALL_EPS = {"mnist_a": "0.1", "resnet20": "0.025"}
 # the settings that sweeps of the study go through, and those that replicates differ in
 _CELL = (
@@ -169,6 +170,7 @@ def sweeps(model: str) -> dict[str, Sweep]:
             _SOURCES[model],
             1,
             pipeline="transfer",
+            enough=_ENOUGH_SOURCES.get(model, {}),
         )
         for name, targets in transfers.items()
         if targets
