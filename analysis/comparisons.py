@@ -1,8 +1,8 @@
-"""Tables the papers do not have: stronger attacks, images given up, controls, agreement with the paper."""
+"""Tables the papers do not have: the study in short, stronger attacks, images given up, controls, agreement."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -21,6 +21,54 @@ from analysis.tables import PaperTable, section_title
 
 _NONE = "–"
 _FEWEST = 5
+
+
+def headline(study: Study, ours: Ours) -> PaperTable:
+    """Test accuracy, and what Table 6's attacks and the strongest ones at the same ε leave, on one page."""
+    table = PaperTable(
+        "headline",
+        "Adversarial accuracy over all training and attack seeds, in round brackets its 95 % interval over images and"
+        " seeds, in square brackets the paper's. Any attack: FGSM, PGD on two losses and Square at FGSM's ε, of which"
+        " an image has to resist all; that and CW with Adam and κ = 0 on one training and attack seed.",
+        title="Adversarial accuracy",
+    )
+    paper = Paper(published.table6())
+    for model in MODELS:
+        trained = select(study, sweeps(model)["table3"])
+        accuracies = {
+            bits: part["metrics.test_accuracy"].mean()
+            for bits, part in (trained.groupby("params.bits") if len(trained) else [])
+        }
+        rows = {}
+        for bits in STUDY_BITS:
+            if cells := _in_short(ours, paper, model, bits):
+                accuracy = f"{100 * accuracies[bits]:.2f} %" if bits in accuracies else _NONE
+                rows[bits] = {"test accuracy": accuracy, **cells}
+        if rows:
+            section = section_title(model, published.DATA_OF_MODEL[model])
+            table.sections[section] = pd.DataFrame.from_dict(rows, orient="index")
+    return table
+
+
+def _in_short(ours: Ours, paper: Paper, model: str, bits: str) -> dict[str, str]:
+    known = _known({attack: partial(ours.adversarial_accuracy, model, bits, attack) for attack in ATTACKS})
+    if not known:
+        return {}
+    cells = {
+        attack: f"{_with_interval(rate)} [{paper.adversarial_accuracy(model, bits, attack).value:.3f}]"
+        for attack, rate in known.items()
+    }
+    strongest = _known({"any": partial(ours.strongest, model, bits, "fgsm")})
+    return {
+        f"FGSM, ε = {published.hyperparameters(model, 'fgsm')['eps']:g}": cells.get("fgsm", _NONE),
+        "any attack": f"{strongest['any'].value:.3f}" if strongest else _NONE,
+        "JSMA": cells.get("jsma", _NONE),
+        "UAP": cells.get("uap", _NONE),
+        "CW": cells.get("cw", _NONE),
+        "CW, Adam": _against(ours, model, bits, "cw", "stronger_cw", "Adam").get(("CW", "Adam"), _NONE),
+        "Boundary": cells.get("boundary", _NONE),
+        "images": _range(known.values()),
+    }
 
 
 def stronger_attacks(study: Study, ours: Ours) -> PaperTable:
@@ -213,8 +261,13 @@ def controls(ours: Ours) -> PaperTable:
 
 
 def _n(estimates: Mapping[str, Estimate]) -> str:
-    counts = sorted({estimate.n for estimate in estimates.values()})
-    return f", n = {' to '.join(f'{n:,}' for n in dict.fromkeys((counts[0], counts[-1])))}" if counts else ""
+    return f", n = {_range(estimates.values())}" if estimates else ""
+
+
+def _range(estimates: Collection[Estimate]) -> str:
+    """Of how many images they are."""
+    counts = [estimate.n for estimate in estimates]
+    return " to ".join(f"{n:,}" for n in dict.fromkeys((min(counts), max(counts))))
 
 
 def _known(quantities: Mapping[str, Callable[[], Estimate]]) -> dict[str, Estimate]:

@@ -86,6 +86,7 @@ def _tables(study: Study, ours: Ours) -> dict[str, PaperTable]:
         pd.concat([select(study, sweeps(model)[name]) for model in MODELS]) for name in ("table6", "table7")
     )
     made = [
+        comparisons.headline(study, ours),
         tables.accuracies(_plain(study.train)),
         _sized(tables.direct_attacks(cell_table(direct), direct), direct),
         _sized(tables.saliency_distances(cell_table(saliency), saliency), saliency),
@@ -148,6 +149,7 @@ def _sections(
         return [made[name] for name in names if name in made]
 
     sections = [
+        Section("In short", parts=[*listed("headline"), *pictures("bits-")]),
         Section(
             "Verdicts",
             "Each statement of the papers, judged by the paper's own Table 6 and by our runs. A contrast counts for or"
@@ -156,7 +158,6 @@ def _sections(
             " open. The paper's distances come without an interval and are judged by their sign.",
             [verdicts],
         ),
-        Section("Accuracy and distance against bit width", parts=pictures("bits-")),
         Section("Direct attacks", parts=listed("table6", "agreement")),
         Section("Is the robustness real?", parts=[*pictures("masking-"), *listed("stronger-attacks", "given-up")]),
         Section("Topology held fixed", parts=listed("controls")),

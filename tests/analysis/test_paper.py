@@ -132,7 +132,7 @@ def table(path):
 
 
 def test_tables_figures_verdicts_and_report_are_written(made):
-    tables = ("table3", "table6", "stronger-attacks", "given-up", "agreement", "controls")
+    tables = ("headline", "table3", "table6", "stronger-attacks", "given-up", "agreement", "controls")
     wanted = {f"tables/{name}.{end}" for name in tables for end in ("md", "csv", "tex", "html")}
     wanted |= {"tables/networks.csv", "tables/cells.csv"}
     wanted |= {f"figures/{name}.{end}" for name in FIGURES for end in ("png", "svg")}
@@ -198,6 +198,8 @@ def test_tables_hold_the_runs(made):
     ours = 1 - images_of("attack000")["evaded"].mean()
     assert direct.loc["FP", "fgsm adv. acc."] == f"{ours:.3f} (0.337)"
     assert direct.loc["2", "fgsm adv. acc."] == "missing"
+    headline = table(made / "tables" / "headline.csv").set_index("bits")
+    assert headline["test accuracy"].tolist() == ["98.00 %", "98.00 %"]
     stronger = table(made / "tables" / "stronger-attacks.csv").set_index("bits")
     assert stronger.loc["1", "FGSM no gradient"] == 0.25
     assert stronger.loc["1", "FGSM n"] == N

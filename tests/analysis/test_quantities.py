@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.comparisons import controls, stronger_attacks
+from analysis.comparisons import controls, headline, stronger_attacks
 from analysis.quantities import AbsentError, Ours
 from analysis.study import Study
 from tests.analysis.test_grid import planned
@@ -102,6 +102,22 @@ def test_the_stronger_attack_is_held_against_the_paper_s_on_the_same_network_and
     (table,) = stronger_attacks(made, Ours(made)).sections.values()
     assert table.loc["FP", "CW"].to_dict() == {
         "paper's": "0.333", "its L2": "3.00", "Adam, κ = 0": "0.000", "L2": "2.00", "n": "3",
+    }  # fmt: skip
+
+
+def test_the_headline_has_the_paper_s_attacks_beside_what_all_of_one_budget_leave():
+    evaded = [False] * 60 + [True] * 40
+    cells = [(table6(), {"evaded": evaded}), (table6(attack="cw"), {"evaded": evaded[:50]})]
+    cells += [(row, {"evaded": [False] * 30 + [True] * 70}) for row in yardsticks("pgd", "fgsm")]
+    cells += [(row, {"evaded": [True] * 20 + [False] * 80}) for row in yardsticks("square", "fgsm")]
+    made = study(cells)
+    (table,) = headline(made, Ours(made)).sections.values()
+    row = table.loc["FP"].to_dict()
+    assert row.pop("FGSM, ε = 0.25").startswith("0.600 (0.5")
+    assert row.pop("CW").endswith(") [0.037]")
+    assert row == {
+        "test accuracy": "–", "any attack": "0.100", "JSMA": "–", "UAP": "–", "CW, Adam": "–", "Boundary": "–",
+        "images": "50 to 100",
     }  # fmt: skip
 
 
