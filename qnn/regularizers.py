@@ -9,8 +9,9 @@ costs it nothing: a ResNet-20 was right on 91 % of its training images and, in e
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -61,34 +62,46 @@ class GradientInconsistency:
 
 
 class GradientDisalignment:
-    """GPDP of TriQDef: structural similarity of the input gradients, mean over all pairs of active widths."""
+    """GPDP of TriQDef: structural similarity of the input gradients, mean over all pairs of active widths.
+
+    `alpha`, `beta` and `cell` are those of `qnn.similarity.structural_similarity_loss`.
+    """
 
     name = "gradient_disalignment"
 
-    def __init__(self, weight: float = 0.5, alpha: float = 0.5, beta: float = 1.0, images: int = 32) -> None:
-        self.weight, self.alpha, self.beta, self.images = weight, alpha, beta, images
+    def __init__(
+        self, weight: float = 0.5, alpha: float = 0.5, beta: float = 1.0, images: int = 32, cell: int = 4
+    ) -> None:
+        self.weight, self.images = weight, images
+        self.similarity = partial(structural_similarity_loss, alpha=alpha, beta=beta, cell=cell)
 
     def __call__(
         self, net: nn.Module, x_adv: Tensor, labels: Tensor, trained: Sequence[str], active: Sequence[str]
     ) -> Tensor:
         gradients = input_gradients(net, x_adv[: self.images], labels[: self.images], active)
-        return _mean_over_pairs([gradient_map(g) for g in gradients], self.alpha, self.beta, x_adv)
+        return _mean_over_pairs([gradient_map(g) for g in gradients], self.similarity, x_adv)
 
 
 class FeatureDisalignment:
-    """FDP of TriQDef: structural similarity of features at the stage ends, mean over pairs of widths and layers."""
+    """FDP of TriQDef: structural similarity of features at the stage ends, mean over pairs of widths and layers.
+
+    `alpha`, `beta` and `cell` are those of `qnn.similarity.structural_similarity_loss`.
+    """
 
     name = "feature_disalignment"
 
-    def __init__(self, weight: float = 0.8, alpha: float = 0.5, beta: float = 1.0, images: int = 32) -> None:
-        self.weight, self.alpha, self.beta, self.images = weight, alpha, beta, images
+    def __init__(
+        self, weight: float = 0.8, alpha: float = 0.5, beta: float = 1.0, images: int = 32, cell: int = 4
+    ) -> None:
+        self.weight, self.images = weight, images
+        self.similarity = partial(structural_similarity_loss, alpha=alpha, beta=beta, cell=cell)
 
     def __call__(
         self, net: nn.Module, x_adv: Tensor, labels: Tensor, trained: Sequence[str], active: Sequence[str]
     ) -> Tensor:
         by_width = [stage_features(net, x_adv[: self.images], width) for width in active]
         layers = [
-            _mean_over_pairs([feature_map(f) for f in layer], self.alpha, self.beta, x_adv)
+            _mean_over_pairs([feature_map(f) for f in layer], self.similarity, x_adv)
             for layer in zip(*by_width, strict=True)
         ]
         return torch.stack(layers).mean()
@@ -142,10 +155,8 @@ def stage_features(net: nn.Module, x: Tensor, width: str) -> list[Tensor]:
     return features
 
 
-def _mean_over_pairs(maps: Sequence[Tensor], alpha: float, beta: float, like: Tensor) -> Tensor:
-    pairs = [
-        structural_similarity_loss(a, b, alpha=alpha, beta=beta).mean() for a, b in itertools.combinations(maps, 2)
-    ]
+def _mean_over_pairs(maps: Sequence[Tensor], similarity: Callable[[Tensor, Tensor], Tensor], like: Tensor) -> Tensor:
+    pairs = [similarity(a, b).mean() for a, b in itertools.combinations(maps, 2)]
     return torch.stack(pairs).mean() if pairs else like.new_zeros(())
 
 

@@ -203,6 +203,16 @@ def test_gradient_inconsistency_is_one_for_equal_networks_and_none_for_one_width
     assert regularizer(net, images, labels, ("FP",), ("FP",)) == 0
 
 
+@pytest.mark.parametrize("disalignment", [GradientDisalignment, FeatureDisalignment])
+def test_the_cells_of_the_histograms_can_be_chosen(net, disalignment):
+    images, labels = batch()
+    by_cell = {}
+    for cell in (4, 8):
+        set_width(net, "FP")
+        by_cell[cell] = disalignment(cell=cell, alpha=0)(net, images, labels, ("FP",), ("FP", "2")).item()
+    assert by_cell[8] > by_cell[4] > 0  # the larger the cells, the more alike histograms are by chance
+
+
 @pytest.mark.parametrize("regularizer", [GradientInconsistency(), GradientDisalignment(), FeatureDisalignment()])
 def test_a_step_against_its_gradient_lowers_a_regularizer(net, regularizer):
     images, labels = batch(16)
