@@ -36,6 +36,7 @@ PATCH_PARTS = {
     "patch-clean": ("patch-pictures-",),
     "patch-attacks": ("patch-bits-",),
     "patch-unseen": ("patch-size-",),
+    "patch-visibility": (),
     "patch-reality": (),
     "patch-transfer": ("patch-transfer-",),
     "patch-ablation": (),

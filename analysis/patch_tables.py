@@ -48,7 +48,7 @@ _INTERVALS = "95 % Wilson interval over images"
 def all_tables(patches: Patches) -> list[PaperTable]:
     """Every table, those there are no runs for without sections."""
     whole = patches.without_ablations()
-    parts = [make(whole) for make in (clean, success, unseen, transfer, reality, alignment)]
+    parts = [make(whole) for make in (clean, success, unseen, visibility, transfer, reality, alignment)]
     return [*parts, ablation(patches), cost(patches)]
 
 
@@ -158,6 +158,39 @@ def unseen(patches: Patches) -> PaperTable:
         ]
         _add(table, "LAVAN in TriQDef's paper", pd.concat(theirs, axis=1))
     return table
+
+
+def visibility(patches: Patches) -> PaperTable:
+    """How much patches show, and what they do to networks without a defence."""
+    table = PaperTable(
+        "patch-visibility",
+        "How much patches of several sizes and opacities show: structural similarity (SSIM) of patched and clean image,"
+        f" 1 where nothing is to be seen, and L2, means over all images. Beside it the attack success rate on networks"
+        f" without a defence, with its {_INTERVALS}.",
+        title="Visibility of patches",
+    )
+    used = []
+    for family, part in _families(patches):
+        for attack, name in ATTACKS.items():
+            runs = varied(part.attacks, white_box(part.attacks, attack), "opacity")
+            runs = runs[(runs["defence"] == "none") & runs["bits"].isin(WIDTHS) & runs["ssim"].notna()]
+            runs = runs.assign(patch=list(map(_patch_title, runs["size"], runs["opacity"])))
+            if runs["patch"].nunique() < 2:
+                continue
+            used.append(runs)
+            shown = runs.groupby("patch")[["ssim", "l2"]].mean().to_dict("index")
+            rows = {patch: {"SSIM": f"{of['ssim']:.3f}", "L2": f"{of['l2']:.2f}"} for patch, of in shown.items()}
+            for (patch, bits), text in _texts_by(runs, "patch", "bits"):
+                rows[patch][bits] = text
+            columns = ["SSIM", "L2", *sorted({*runs["bits"]}, key=bits_key)]
+            frame = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns).fillna(MISSING)
+            _add(table, f"{_title(family)}: {name}", frame.sort_values("SSIM", ascending=False).rename_axis("patch"))
+    _say_sizes(table, used)
+    return table
+
+
+def _patch_title(size: int, opacity: float) -> str:
+    return f"{_value_title(size)}, {_value_title(opacity)}" if opacity < 1 else _value_title(size)
 
 
 def ablation(patches: Patches) -> PaperTable:

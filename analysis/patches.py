@@ -44,7 +44,7 @@ _UNIVERSAL = ("patch_lavan", "patch_google")
 _NETWORK = [*FAMILY, "defence", "bits", "training_seed"]
 _BUDGET = ["max_iter", "num_random_init"]
 _SETTINGS = ["placement", "settings", *_BUDGET]
-_FIGURES = ["n", "hits", "clean_accuracy", "seconds"]
+_FIGURES = ["n", "hits", "clean_accuracy", "ssim", "l2", "seconds"]
 _ATTACK = ["attack", "universal", "size", "opacity", "target", "surrogate", "seed", *_SETTINGS]
 _OPAQUE = {"target": "None", "size": "0", "placement": "", "universal": "False", "opacity": "1.0"}
 
@@ -95,7 +95,8 @@ class Patches:
         attacks: one row per attack: `bits` (``random`` where a width is drawn for each image), `attack`, `universal`
             (one patch for all images), `size`, `placement`, `opacity`, `target`, `surrogate` (``itself``, a width or
             ``all``), `max_iter`, `num_random_init`, `settings` (the others), `seed`, `n`, `hits`, `clean_accuracy`,
-            `seconds`; of a cell attacked on several numbers of images those on most.
+            `ssim` and `l2` (means over all images; NaN where they were not measured), `seconds`; of a cell attacked
+            on several numbers of images those on most.
         trainings: one row per training: `bits` (all widths), `seconds`, `epochs`, `steps` (0 where an epoch is all
             training images), `patch_steps` (of the attack within, 0 for none), `hardware`.
         clean: one row per network and width: `bits`, `clean_accuracy` on the test set.
@@ -170,6 +171,8 @@ def _attacks(runs: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
     found = found.assign(
         n=runs["metrics.n"].astype(int),
         clean_accuracy=_numbers(runs, "metrics.clean_accuracy"),
+        ssim=_numbers(runs, "metrics.ssim"),
+        l2=_numbers(runs, "metrics.l2_all"),
         seconds=_numbers(runs, "metrics.seconds"),
     )
     found["hits"] = found["n"] - (runs["metrics.adversarial_accuracy"] * found["n"]).round().astype(int)

@@ -9,7 +9,7 @@ the noise they are held against. `attacks.patches` has what these share.
 """
 
 from attacks.examples import AdversarialExamples, load_examples, save_examples
-from attacks.metrics import per_image_record, summarise, wilson_interval
+from attacks.metrics import per_image_record, summarise, visibility, wilson_interval
 from attacks.native import boundary, carlini_wagner, fgsm, jsma, pgd, square, uap
 from attacks.patch_google import google_patch
 from attacks.patch_lavan import lavan
@@ -41,5 +41,6 @@ __all__ = [
     "square",
     "summarise",
     "uap",
+    "visibility",
     "wilson_interval",
 ]

@@ -7,8 +7,11 @@ from statistics import median
 import pandas as pd
 from scipy.stats import binomtest
 from torch import Tensor
+from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 DISTANCES = ("l0", "l1", "l2", "linf")
+_WINDOW = 11  # pixels along the window of SSIM
+_AT_ONCE = 100  # images it is taken of at a time, because it holds dozens of their size
 
 
 def per_image_record(
@@ -104,3 +107,16 @@ def summarise(record: pd.DataFrame) -> dict[str, float]:
             figures[name] = float(successful[name].mean())
             figures[f"{name}_median"] = float(median(successful[name]))
     return figures
+
+
+def visibility(x: Tensor, x_adv: Tensor) -> dict[str, float]:
+    """`ssim`: mean structural similarity (Wang et al. 2004) of images (n, c, h, w) in [0, 1] and their attacked ones.
+
+    1 where nothing is to be seen. Empty for no images, and for images smaller than its window of 11 pixels.
+    """
+    if not len(x) or min(x.shape[2:]) < _WINDOW:
+        return {}
+    similarity = StructuralSimilarityIndexMeasure(data_range=1.0).to(x.device)
+    for clean, attacked in zip(x.split(_AT_ONCE), x_adv.split(_AT_ONCE), strict=True):
+        similarity.update(attacked, clean)
+    return {"ssim": float(similarity.compute())}  # type: ignore[arg-type]  # a pair only if asked for

@@ -24,6 +24,7 @@ from attacks import (
     per_image_record,
     save_examples,
     summarise,
+    visibility,
 )
 from attacks.parameters import accepted_parameters
 from pipelines import networks, settings, train, victims
@@ -156,6 +157,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
                 **summarise(record),
                 **outcome.extra,
                 **victim.metrics,
+                **(visibility(x, outcome.x_adv) if outcome.patch is not None else {}),
                 "forwards_per_image": outcome.forwards / len(selection),
                 "backwards_per_image": outcome.backwards / len(selection),
                 "seconds": seconds,

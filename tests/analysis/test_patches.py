@@ -10,7 +10,18 @@ from analysis.claims import FAILS, HOLDS, OPEN, PATCH_CLAIMS, judge
 from analysis.paper import make
 from analysis.patch_checks import RULES, checks
 from analysis.patch_figures import all_figures
-from analysis.patch_tables import ablation, alignment, all_tables, clean, cost, reality, success, transfer, unseen
+from analysis.patch_tables import (
+    ablation,
+    alignment,
+    all_tables,
+    clean,
+    cost,
+    reality,
+    success,
+    transfer,
+    unseen,
+    visibility,
+)
 from analysis.patches import read, white_box
 from analysis.quantities import Ours, Paper
 from analysis.study import Study
@@ -268,6 +279,23 @@ def test_opacity_is_varied_beside_opaque_patches():
     faded = unseen(read(study(attack))).sections[f"{SECTION}: LAVAN, opacity"]
     assert list(faded["DWQ"].columns) == [f"opacity {value}" for value in ("1", "0.75", "0.5", "0.25")]
     assert [text[:5] for text in faded.loc["2", "DWQ"]] == ["0.500", "0.380", "0.250", "0.120"]
+
+
+def test_patches_are_listed_by_how_much_they_show():
+    attack = attacks(
+        f"{SMALL} attack=patch_lavan defence=none",
+        "experiment=patch_opacity bits=FP,2 defence=none",
+        "experiment=patch_sizes bits=FP defence=none seed=0 attack.size=10 attack.placement=corners",
+    )
+    area = attack["params.attack.size"].astype(float) ** 2 * attack["params.attack.opacity"].astype(float)
+    unmeasured = visibility(read(study(attack)))
+    assert not unmeasured.sections
+    attack = attack.assign(**{"metrics.ssim": 1 - area / 1000, "metrics.l2_all": area / 10})
+    frame = visibility(read(study(attack))).sections[f"{SECTION}: LAVAN"]
+    assert frame.index.tolist() == ["6×6, opacity 0.25", "6×6, opacity 0.5", "6×6, opacity 0.75", "6×6", "10×10"]
+    assert frame["SSIM"].tolist() == ["0.991", "0.982", "0.973", "0.964", "0.900"]
+    assert frame.loc["10×10", ["L2", "2"]].tolist() == ["10.00", "missing"]
+    assert frame.loc["6×6", "2"].startswith("0.500 (0.40")
 
 
 def test_the_ablation_has_a_row_for_every_combination():

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attacks import per_image_record, summarise, wilson_interval
+from attacks import per_image_record, summarise, visibility, wilson_interval
 
 LABELS = torch.tensor([0, 1, 2, 0])
 CHANGES = {0: {(0, 1): 0.5}, 1: {(0, 0): 0.75, (1, 1): -1.0}}
@@ -132,3 +132,26 @@ def test_summary_carries_the_interval_of_adversarial_accuracy():
 )
 def test_wilson_interval(hits: int, n: int, low: float, high: float):
     assert wilson_interval(hits, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_the_larger_a_patch_and_the_less_of_the_image_is_left_below_it_the_more_it_shows():
+    x = torch.rand(130, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def patched(size: int, opacity: float) -> float:
+        x_adv = x.clone()
+        x_adv[..., :size, :size].lerp_(torch.zeros(()), opacity)
+        return visibility(x, x_adv)["ssim"]
+
+    shown = [patched(0, 1.0), patched(6, 0.25), patched(6, 1.0), patched(10, 1.0)]
+    assert shown[0] == pytest.approx(1)
+    assert sorted(set(shown), reverse=True) == shown
+
+
+def test_structural_similarity_of_black_and_white_is_its_constant():
+    black = torch.zeros(2, 1, 16, 16)
+    assert visibility(black, black + 1)["ssim"] == pytest.approx(0.01**2 / (1 + 0.01**2), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 32, 32), (4, 1, 8, 8)])
+def test_no_visibility_of_no_images_or_of_small_ones(shape):
+    assert visibility(torch.ones(shape), torch.ones(shape)) == {}
