@@ -97,6 +97,15 @@ class Judgement:
         """The mean over the contrasts."""
         return average([finding.estimate for finding in self.findings]) if self.findings else None
 
+    @property
+    def once_trained(self) -> set[str]:
+        """The models judged on one training of each network, so that the spread between trainings is not known."""
+        of = {contrast.name: contrast.model for contrast in self.claim.contrasts}
+        seeds: dict[str, list[int]] = {}
+        for finding in self.findings:
+            seeds.setdefault(of[finding.name], []).append(finding.estimate.seeds)
+        return {model for model, counts in seeds.items() if max(counts) == 1}
+
 
 def adversarial_accuracy(model: str, bits: str, attack: str) -> Quantity:
     return methodcaller("adversarial_accuracy", model, bits, attack)

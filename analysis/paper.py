@@ -156,7 +156,8 @@ def _sections(
             "Each statement of the papers, judged by the paper's own Table 6 and by our runs. A contrast counts for or"
             " against only if its 95 % bootstrap interval leaves out zero and it is larger than the largest difference"
             " between training seeds of its cells (a mean of contrasts: than the mean of theirs); what has no runs is"
-            " open. The paper's distances come without an interval and are judged by their sign.",
+            " open. ¹: on one training of each network, so that nothing is known of the spread between trainings. The"
+            " paper's distances come without an interval and are judged by their sign.",
             [verdicts],
         ),
         Section("Direct attacks", parts=listed("table6", "agreement")),

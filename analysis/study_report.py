@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
@@ -22,7 +22,7 @@ def verdicts(paper: Sequence[Judgement], ours: Sequence[Judgement]) -> pd.DataFr
             {
                 "claim": f"{mine.claim.text} ({mine.claim.where})",
                 "paper's own table": _verdict(theirs),
-                "our runs": _verdict(mine),
+                "our runs": _verdict(mine, mine.once_trained),
                 "mean effect (95 %)": "–"
                 if effect is None
                 else "{:+.3f} ({:+.3f} … {:+.3f})".format(effect.value, *effect.interval),
@@ -36,10 +36,13 @@ def verdicts(paper: Sequence[Judgement], ours: Sequence[Judgement]) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def _verdict(judgement: Judgement) -> str:
+def _verdict(judgement: Judgement, once_trained: Collection[str] = ()) -> str:
     if not judgement.findings:
         return "–"
-    models = [f"{TITLES[model]} {_MARKS.get(verdict, '?')}" for model, verdict in judgement.by_model.items()]
+    models = [
+        f"{TITLES[model]} {_MARKS.get(verdict, '?')}{'¹' if model in once_trained else ''}"
+        for model, verdict in judgement.by_model.items()
+    ]
     partial = [f"{len(judgement.absent)} contrasts without runs"] if judgement.absent else []
     more = ", ".join([*models, *partial])
     return f"{_MARKS.get(judgement.verdict, '?')} {judgement.verdict}" + (f" ({more})" if more else "")

@@ -1,4 +1,5 @@
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from analysis.claims import (
 )
 from analysis.quantities import AbsentError, Paper
 from analysis.statistics import DRAWS, Estimate, constant
+from analysis.study_report import verdicts
 
 M, R = "mnist_a", "resnet20"
 BITS = ["FP", "1", "2", "4", "8", "12", "16"]
@@ -161,6 +163,19 @@ def test_verdicts_by_the_published_table(key, verdict, right, wrong):
 )
 def test_a_claim_on_both_models_is_judged_on_each_of_them_too(key, by_model):
     assert judge(BY_KEY[key], Paper(published.table6())).by_model == by_model
+
+
+def test_models_judged_on_one_training_are_marked():
+    trainings = {f"{M} 1": 1, f"{M} 2": 3, f"{R} 1": 1, f"{R} 2": 1}
+    contrasts = [
+        Contrast(name, lambda _, seeds=seeds: replace(UP, seeds=seeds), 0.0) for name, seeds in trainings.items()
+    ]
+    judged = judge(Claim("key", "where", "text", contrasts), object())
+    assert judged.once_trained == {R}
+    (row,) = verdicts([judged], [judged]).to_dict("records")
+    assert (row["paper's own table"], row["our runs"]) == (
+        "✔ holds (Mnist A ✔, ResNet20 ✔)", "✔ holds (Mnist A ✔, ResNet20 ✔¹)",
+    )  # fmt: skip
 
 
 def test_what_the_paper_has_no_numbers_of_is_open():
