@@ -363,8 +363,8 @@ def patch_sweeps() -> dict[str, Sweep]:
 def select(study: Study, sweep: Sweep) -> pd.DataFrame:
     """The study's runs that belong to a sweep; of a cell attacked on several numbers of images, one number's.
 
-    Where a cell was attacked on the sweep's number of images and on others, the others are left out;
-    where only on more or fewer (but at least `sweep.least`), those on most.
+    Where a cell was attacked on the sweep's number of images and on others, the others are left out; next
+    in order is the number that is enough, then those (of at least `sweep.least`) on most.
     """
     runs = getattr(study, sweep.pipeline)
     if runs.empty:
@@ -442,7 +442,8 @@ def _named(sweep: Sweep) -> list[str]:
 
 def _of_one_size(runs: pd.DataFrame, sweep: Sweep) -> pd.DataFrame:
     sizes = runs["params.n_requested"].astype(int)
-    rank = sizes.where(sizes != sweep.images, 10**9)
+    enough = _texts(runs, "attack").map(sweep.enough)
+    rank = sizes.mask(sizes == enough, 10**9 - 1).mask(sizes == sweep.images, 10**9)
     cells = [_texts(runs, name) for name in ("model", *sweep.axes) if name != "seed"]
     return runs[rank == rank.groupby(cells).transform("max")]
 

@@ -143,6 +143,17 @@ def test_a_cell_attacked_on_too_few_images_is_to_be_launched():
         assert (f"attack={name}" in line or f",{name}" in line) == lacking
 
 
+def test_the_number_that_is_enough_comes_before_larger_ones():
+    """CW was run on 200 images of ResNet-20 with three seeds, and on 260 with one to be transferred."""
+    rows = [
+        row
+        for launch in (("n=200", "seed=0,1"), ("n=260", "seed=0"))
+        for row in planned("attack", "experiment=table6", "model=resnet20", "attack=cw", "bits=FP", *launch)
+    ]
+    found = select(study("attack", rows), sweeps("resnet20")["table6"])
+    assert found[["params.n_requested", "params.seed"]].to_numpy().tolist() == [["200", "0"], ["200", "1"]]
+
+
 @pytest.mark.parametrize(
     "other",
     [{"params.variant": "first"}, {"params.training.name": "mnist_paper"}, {"params.attack.learning_rate": "0.5"}],
