@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -282,27 +282,24 @@ def _progress(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
 
 def _pairs(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
     """Figure 4: Boundary on FP and 1 bit after the same number of iterations."""
-    rows = {_bits(bits): _snapshot(study, model, bits, _AT[model]) for bits in ("FP", "1")}
-    found = {title: images[:5] for title, images in rows.items() if images is not None}
-    if len(found) == 2:
+    found = _on_the_same_images(study, model, {"FP": _AT[model], "1": _AT[model]})
+    if found:
         yield (
             f"figure4-{model}",
             f"Figure 4, {TITLES[model]}: Boundary after {_AT[model]} iterations on the FP (top) and the 1-bit network.",
-            _pictures(list(found.values()), row_titles=list(found)),
+            _pictures([images[:5] for images in found.values()], row_titles=[_bits(bits) for bits in found]),
         )
 
 
 def _long_runs(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
     """Figure 5: 1 bit after 1,000 iterations, FP after 200."""
-    rows = {
-        f"{_bits(bits)}, {count:,}": _snapshot(study, model, bits, count) for bits, count in (("1", 1000), ("FP", 200))
-    }
-    found = {title: images for title, images in rows.items() if images is not None}
-    if len(found) == 2:
+    iterations = {"1": 1000, "FP": 200}
+    found = _on_the_same_images(study, model, iterations)
+    if found:
         yield (
             f"figure5-{model}",
             f"Figure 5, {TITLES[model]}: Boundary after 1,000 iterations at 1 bit (top) and after 200 at FP.",
-            _pictures(list(found.values()), row_titles=list(found)),
+            _pictures(list(found.values()), row_titles=[f"{_bits(bits)}, {iterations[bits]:,}" for bits in found]),
         )
 
 
@@ -389,13 +386,20 @@ def _long_boundary(study: Study, model: str) -> pd.DataFrame:
     return select(study, sweeps(model)["stronger_boundary"])
 
 
-def _snapshot(study: Study, model: str, bits: str, iteration: int) -> np.ndarray | None:
+def _on_the_same_images(study: Study, model: str, iterations: Mapping[str, int]) -> dict[str, list[np.ndarray]]:
+    """Boundary's pictures at each width after so many iterations, of the images pictured at all of them."""
     runs = _long_boundary(study, model)
-    runs = runs[runs["params.bits"] == bits] if len(runs) else runs
-    iterations = _iterations(study, runs)
-    if iteration not in iterations:
-        return None
-    return study.pictures[f"{_key(runs)}.snapshots"][iterations.index(iteration)]
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for bits, iteration in iterations.items():
+        mine = runs[runs["params.bits"] == bits] if len(runs) else runs
+        known = _iterations(study, mine)
+        if iteration not in known:
+            return {}
+        pictures = study.pictures[f"{_key(mine)}.snapshots"][known.index(iteration)]
+        indices = study.images.loc[study.images["fingerprint"] == _key(mine), "index"]
+        found[bits] = dict(zip(indices, pictures, strict=False))
+    common = [index for index in next(iter(found.values())) if all(index in images for images in found.values())]
+    return {bits: [images[index] for index in common] for bits, images in found.items()} if common else {}
 
 
 def _iterations(study: Study, runs: pd.DataFrame) -> list[int]:

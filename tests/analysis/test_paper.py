@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 
 from analysis.claims import ALL_CLAIMS
+from analysis.figures import all_figures
 from analysis.grid import commands
 from analysis.paper import main
+from analysis.quantities import Ours
 from analysis.study import Study, load, save
 from tests.analysis.test_grid import planned
 
@@ -187,6 +189,18 @@ def test_every_claim_has_a_verdict_on_what_was_run(made):
     assert len(contrasts) == judged.sum()
     far = contrasts.set_index("claim").loc["unrecognisable-only-when-quantised", "effect"]
     assert far.tolist() == pytest.approx([0.01 - 1 / N, 1 / N - 0.01], abs=1e-6)
+
+
+def test_pictures_of_two_widths_are_of_the_same_images():
+    whole = synthetic()
+    long = whole.attack[whole.attack["params.attack.max_iter"].eq("1000") & whole.attack["params.bits"].eq("1")]
+    moved = whole.images["fingerprint"].isin(long["fingerprint"])
+    whole.images.loc[moved, "index"] += 2  # of the ten pictured images of each width eight are pictured at both
+    drawn = {name: figure for name, _, figure in all_figures(whole, Ours(whole))}
+    shown = {
+        name: sum(bool(axis.images) for axis in drawn[name].axes) for name in ("figure4-mnist_a", "figure5-mnist_a")
+    }
+    assert shown == {"figure4-mnist_a": 2 * 5, "figure5-mnist_a": 2 * 8}
 
 
 def test_tables_hold_the_runs(made):
