@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -17,7 +17,7 @@ from analysis.grid import CONTROLS, MODELS, select, sweeps
 from analysis.quantities import AbsentError, Ours, Paper
 from analysis.statistics import Estimate, difference, rank_correlation
 from analysis.study import Study
-from analysis.tables import PaperTable, section_title
+from analysis.tables import PaperTable, counted, section_title
 
 _NONE = "–"
 _FEWEST = 5
@@ -68,7 +68,7 @@ def _in_short(ours: Ours, paper: Paper, model: str, bits: str) -> dict[str, str]
         "CW": cells.get("cw", _NONE),
         "CW, Adam": adam.removeprefix("0"),
         "Boundary": cells.get("boundary", _NONE),
-        "images": _range(known.values()),
+        "images": counted(_images(known)),
     }
 
 
@@ -275,13 +275,11 @@ def controls(ours: Ours) -> PaperTable:
 
 
 def _n(estimates: Mapping[str, Estimate]) -> str:
-    return f", n = {_range(estimates.values())}" if estimates else ""
+    return f", n = {counted(_images(estimates))}" if estimates else ""
 
 
-def _range(estimates: Collection[Estimate]) -> str:
-    """Of how many images they are."""
-    counts = [estimate.n for estimate in estimates]
-    return " to ".join(f"{n:,}" for n in dict.fromkeys((min(counts), max(counts))))
+def _images(estimates: Mapping[str, Estimate]) -> list[int]:
+    return [estimate.n for estimate in estimates.values()]
 
 
 def _known(quantities: Mapping[str, Callable[[], Estimate]]) -> dict[str, Estimate]:

@@ -28,7 +28,7 @@ from analysis.patches import (
     white_box,
     with_usual_settings,
 )
-from analysis.tables import TITLES
+from analysis.tables import TITLES, counted
 
 _COLOURS = dict(
     zip(DEFENCES, ("#4d4d4d", "#e69f00", "#8c6d00", "#56b4e9", "#0072b2", "#c0504d", "#009e73"), strict=True)
@@ -280,12 +280,7 @@ def _sensitivity(part: Patches, name: str, about: str) -> Iterator[Drawing]:
 
 def _counted(runs: pd.DataFrame) -> str:
     found = rates(runs, "attack", "defence", "bits", "size")
-    sizes = [rate.n for rate in found.values()]
-    return (
-        f"n = {min(sizes):,} to {max(sizes):,} per point"
-        if min(sizes) < max(sizes)
-        else f"n = {min(sizes):,} per point"
-    )
+    return f"n = {counted([rate.n for rate in found.values()])} per point"
 
 
 def _colour(defence: str) -> str:

@@ -27,7 +27,7 @@ from analysis.patches import (
     white_box,
     with_usual_settings,
 )
-from analysis.tables import MISSING, PaperTable, section_title
+from analysis.tables import MISSING, PaperTable, counted, section_title
 
 MEASURES = {
     "cosine": "cosine",
@@ -165,7 +165,7 @@ def visibility(patches: Patches) -> PaperTable:
     table = PaperTable(
         "patch-visibility",
         "How much patches of several sizes and opacities show: structural similarity (SSIM) of patched and clean image,"
-        f" 1 where nothing is to be seen, and L2, means over all images. Beside it the attack success rate on networks"
+        " 1 where nothing is to be seen, and L2, means over all images. Beside it the attack success rate on networks"
         f" without a defence, with its {_INTERVALS}.",
         title="Visibility of patches",
     )
@@ -247,9 +247,8 @@ def transfer(patches: Patches) -> PaperTable:
             _add(table, title, frame.rename_axis("made at"))
     if cells:
         sizes = [rate.n for rate in cells]
-        several = f" to {max(sizes):,}" if min(sizes) < max(sizes) else ""
         widest = max(np.ptp(rate.interval) for rate in cells) / 2
-        table.caption += f" n = {min(sizes):,}{several}; 95 % Wilson intervals are at most ± {widest:.3f}."
+        table.caption += f" n = {counted(sizes)}; 95 % Wilson intervals are at most ± {widest:.3f}."
     return table
 
 

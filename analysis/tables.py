@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,14 @@ def _with_spread(mean: float, spread: float | None, digits: int) -> str:
 
 def _all_bits(found: pd.Index) -> list[str]:
     return sorted({*STUDY_BITS, *found}, key=bits_order)
+
+
+def counted(sizes: Collection[int]) -> str:
+    """
+    >>> counted([600, 3000, 1000]), counted([1000, 1000])
+    ('600 to 3,000', '1,000')
+    """
+    return " to ".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes))))
 
 
 def section_title(model: str, data: str, label: str = "") -> str:

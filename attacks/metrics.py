@@ -7,7 +7,6 @@ from statistics import median
 import pandas as pd
 from scipy.stats import binomtest
 from torch import Tensor
-from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 DISTANCES = ("l0", "l1", "l2", "linf")
 _WINDOW = 11  # pixels along the window of SSIM
@@ -116,6 +115,8 @@ def visibility(x: Tensor, x_adv: Tensor) -> dict[str, float]:
     """
     if not len(x) or min(x.shape[2:]) < _WINDOW:
         return {}
+    from torchmetrics.image import StructuralSimilarityIndexMeasure  # over half a second, which only patches need
+
     similarity = StructuralSimilarityIndexMeasure(data_range=1.0).to(x.device)
     for clean, attacked in zip(x.split(_AT_ONCE), x_adv.split(_AT_ONCE), strict=True):
         similarity.update(attacked, clean)
