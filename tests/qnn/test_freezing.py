@@ -112,7 +112,9 @@ def test_frozen_network_has_the_same_input_gradient(name: str):
     ours, theirs = gradient(frozen, x), gradient(net.eval(), x)
     assert theirs.abs().amax(1).min() > 0
     if name in ROUNDED:
-        assert torch.cosine_similarity(ours, theirs).min() > 0.8
+        alike = torch.cosine_similarity(ours, theirs)
+        assert alike.median() > 0.9
+        assert alike.min() > 0.8
     else:
         error = (ours - theirs).abs().amax(1) / theirs.abs().amax(1)
         assert (error < 1e-4).sum() >= 7
