@@ -47,6 +47,7 @@ def located_patch(
     eps_step: float = 0.05,
     max_iter: int = 100,
     num_random_init: int = 1,
+    early_stop: bool = True,
     targets: Tensor | None = None,
     seed: int = 0,
 ) -> AttackResult:
@@ -54,7 +55,7 @@ def located_patch(
 
     After each step of the patch its place is tried `stride` pixels further on, and taken if the loss
     rises. Of all patches on the way that with the highest loss is kept, one that breaks the image before
-    one that does not. All steps of an attempt are made; a broken image has no further attempts.
+    one that does not. A broken image has no further attempts.
 
     Args:
         size: side of the patch in pixels; 6 covers 3.5 % of an image of 32×32.
@@ -71,6 +72,8 @@ def located_patch(
         max_iter: steps per attempt.
         num_random_init: attempts from patches of uniform noise and new places, 30 in the paper, each as
             dear as the first; 0: one attempt from a grey patch.
+        early_stop: an image is finished at its first success, which makes no difference to how many are
+            broken; False: all steps of the attempt are made, for the highest loss.
         targets: classes to move towards, (n,); None: away from `y`.
         seed: of patches, places and directions, drawn for each image apart.
 
@@ -91,12 +94,18 @@ def located_patch(
             "eps_step": eps_step,
             "max_iter": max_iter,
             "num_random_init": num_random_init,
+            "early_stop": early_stop,
         },
     )
     check_patchable(x, y, targets)
     placing = Placing.on(x, size, placement, row, column, opacity)
     attempt = functools.partial(
-        _attempt, location_search=location_search, stride=stride, eps_step=eps_step, max_iter=max_iter
+        _attempt,
+        location_search=location_search,
+        stride=stride,
+        eps_step=eps_step,
+        max_iter=max_iter,
+        early_stop=early_stop,
     )
     with Evaluator(model, x) as network:
         scene = Scene(network, placing, x, objective_of(y, targets, loss))
@@ -113,18 +122,26 @@ def _attempt(
     stride: int,
     eps_step: float,
     max_iter: int,
+    early_stop: bool,
 ) -> Best:
-    everyone = torch.arange(len(patch), device=patch.device)
+    """Move `patch` (n, c, k, k) and `corners` (n, 2) in place."""
+    active = torch.arange(len(patch), device=patch.device)
     best = Best.none(len(patch), grey_patch(scene.images, scene.placing.size))
     moves = _moves(location_search, stride, max_iter, generators, patch.device)
     for step in range(max_iter):
-        logits, gradient = scene.gradients(scene.lay(corners), patch)
-        values, broken = scene.objective.values(logits), scene.objective.reached(logits)
-        best.update(everyone, Best(patch, corners, values, broken))
-        patch = sign_step(patch, gradient, eps_step)
+        part = scene[active]
+        logits, gradient = part.gradients(part.lay(corners[active]), patch[active])
+        values, broken = part.objective.values(logits), part.objective.reached(logits)
+        best.update(active, Best(patch[active], corners[active], values, broken))
+        if early_stop:
+            active, gradient = active[~broken], gradient[~broken]
+            if not len(active):
+                return best
+        patch[active] = sign_step(patch[active], gradient, eps_step)
         if location_search != "none":
-            corners = _moved(scene, patch, corners, moves if location_search == "full" else moves[:, step, None])
-    best.update(everyone, scene.evaluate(patch, corners))
+            tried = moves[active] if location_search == "full" else moves[active, step, None]
+            corners[active] = _moved(scene[active], patch[active], corners[active], tried)
+    best.update(active, scene[active].evaluate(patch[active], corners[active]))
     return best
 
 

@@ -356,6 +356,7 @@ CHOICES = {
     "location_search": "none or random or full",
     "universal": "True or False",
     "monochrome": "True or False",
+    "early_stop": "True or False",
 }
 
 

@@ -178,6 +178,23 @@ def test_more_steps_never_do_worse(attack):
     assert margins[-1] > margins[0]
 
 
+@pytest.mark.parametrize("search", ["none", "random", "full"])
+def test_stopping_early_breaks_the_same_images_for_less(search: str):
+    given = near_the_boundary()
+    settings = {"size": 2, "max_iter": 6, "num_random_init": 2, "location_search": search}
+    early, late = (
+        located_patch(given.model, given.x, given.y, early_stop=stop, **settings) for stop in (True, False)
+    )
+    logits, further = given.model(early.x_adv), given.model(late.x_adv)
+    broken = logits.argmax(1) != given.y
+    assert torch.equal(broken, further.argmax(1) != given.y)
+    assert 0 < broken.sum() < len(broken)
+    assert (further[:, 1] >= logits[:, 1]).all()
+    assert (further[broken, 1] > logits[broken, 1]).any()
+    assert early.forwards < late.forwards
+    assert early.backwards < late.backwards
+
+
 @pytest.mark.parametrize("attack", [partial(lavan, universal=False), located_patch])
 def test_more_restarts_never_break_fewer(attack):
     given = near_the_boundary()
