@@ -182,9 +182,7 @@ def test_more_steps_never_do_worse(attack):
 def test_stopping_early_breaks_the_same_images_for_less(search: str):
     given = near_the_boundary()
     settings = {"size": 2, "max_iter": 6, "num_random_init": 2, "location_search": search}
-    early, late = (
-        located_patch(given.model, given.x, given.y, early_stop=stop, **settings) for stop in (True, False)
-    )
+    early, late = (located_patch(given.model, given.x, given.y, early_stop=stop, **settings) for stop in (True, False))
     logits, further = given.model(early.x_adv), given.model(late.x_adv)
     broken = logits.argmax(1) != given.y
     assert torch.equal(broken, further.argmax(1) != given.y)
