@@ -17,7 +17,7 @@ from analysis.grid import CONTROLS, MODELS, select, sweeps
 from analysis.quantities import AbsentError, Ours, Paper
 from analysis.statistics import Estimate, difference, rank_correlation
 from analysis.study import Study
-from analysis.tables import PaperTable, counted, section_title
+from analysis.tables import PaperTable, bare, counted, in_short, section_title
 
 _NONE = "–"
 _FEWEST = 5
@@ -55,14 +55,14 @@ def _in_short(ours: Ours, paper: Paper, model: str, bits: str) -> dict[str, str]
     if not known:
         return {}
     cells = {
-        attack: f"{_short(rate)} [{_bare(paper.adversarial_accuracy(model, bits, attack).value)}]"
+        attack: f"{in_short(rate.value, rate.interval)} [{bare(paper.adversarial_accuracy(model, bits, attack).value)}]"
         for attack, rate in known.items()
     }
     strongest = _known({"any": partial(ours.strongest, model, bits, "fgsm")})
     adam = _against(ours, model, bits, "cw", "stronger_cw", "Adam").get(("CW", "Adam"), _NONE)
     return {
         f"FGSM, ε = {published.hyperparameters(model, 'fgsm')['eps']:g}": cells.get("fgsm", _NONE),
-        "any attack": _bare(strongest["any"].value) if strongest else _NONE,
+        "any attack": bare(strongest["any"].value) if strongest else _NONE,
         "JSMA": cells.get("jsma", _NONE),
         "UAP": cells.get("uap", _NONE),
         "CW": cells.get("cw", _NONE),
@@ -70,19 +70,6 @@ def _in_short(ours: Ours, paper: Paper, model: str, bits: str) -> dict[str, str]
         "Boundary": cells.get("boundary", _NONE),
         "images": counted(_images(known)),
     }
-
-
-def _short(estimate: Estimate) -> str:
-    low, high = (_bare(bound, 2) for bound in estimate.interval)
-    return f"{_bare(estimate.value)} ({low}–{high})"
-
-
-def _bare(rate: float, digits: int = 3) -> str:
-    """
-    >>> _bare(0.36), _bare(1.0), _bare(0.419, 2)
-    ('.360', '1.000', '.42')
-    """
-    return f"{rate:.{digits}f}".removeprefix("0")
 
 
 def stronger_attacks(study: Study, ours: Ours) -> PaperTable:

@@ -33,6 +33,7 @@ from analysis.study import Study, load
 from analysis.tables import PaperTable
 
 PATCH_PARTS = {
+    "patch-headline": (),
     "patch-clean": ("patch-pictures-",),
     "patch-attacks": ("patch-bits-",),
     "patch-unseen": ("patch-size-",),

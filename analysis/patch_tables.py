@@ -27,7 +27,7 @@ from analysis.patches import (
     white_box,
     with_usual_settings,
 )
-from analysis.tables import MISSING, PaperTable, counted, section_title
+from analysis.tables import MISSING, PaperTable, counted, in_short, section_title
 
 MEASURES = {
     "cosine": "cosine",
@@ -36,6 +36,7 @@ MEASURES = {
     "hog_cosine_centred": "centred HOG cosine",
 }
 _NONE = "–"
+_ENDS = (WIDTHS[0], WIDTHS[-1])
 _THEIRS = "in TriQDef's paper"
 _AS_PUBLISHED = {"patch_lavan": "patch_lavan", "patch_google": "patch_google", "patch_squares": "patchattack"}
 _PUBLISHED_TITLES = {"none": "QAT", "pbat": "PBAT", "dwq": "DWQ", "triqdef": "TriQDef"}
@@ -48,7 +49,7 @@ _INTERVALS = "95 % Wilson interval over images"
 def all_tables(patches: Patches) -> list[PaperTable]:
     """Every table, those there are no runs for without sections."""
     whole = patches.without_ablations()
-    parts = [make(whole) for make in (clean, success, unseen, visibility, transfer, reality, alignment)]
+    parts = [make(whole) for make in (headline, clean, success, unseen, visibility, transfer, reality, alignment)]
     return [*parts, ablation(patches), cost(patches)]
 
 
@@ -73,6 +74,53 @@ def _length(training: dict) -> str:
     ('600 steps', '30 epochs')
     """
     return f"{training['steps']} steps" if training["steps"] else f"{training['epochs']} epochs"
+
+
+def headline(patches: Patches) -> PaperTable:
+    """Each defence at the widest and the narrowest width: test accuracy, and what white-box patches break."""
+    table = PaperTable(
+        "patch-headline",
+        f"{_RATES}, in brackets the {_INTERVALS}. LAVAN and the Google patch are one patch for all images, the others"
+        f" one for each; trained on were patches of {SIZE}×{SIZE}. Strongest: the highest rate at {SIZE}×{SIZE} of all"
+        " attacks in ‘Is the defence real?’.",
+        title="Patches in short",
+    )
+    used = []
+    for family, part in _families(patches):
+        if part.attacks.empty:
+            continue
+        known = {attack: white_box(part.attacks, attack) for attack in ATTACKS}
+        seen = {ATTACKS[attack]: runs[runs["size"] == SIZE] for attack, runs in known.items()}
+        sizes = known["patch_lavan"]
+        larger = {f"{size}×{size}": sizes[sizes["size"] == size] for size in sorted({*sizes["size"]} - {SIZE})}
+        lavan = ATTACKS["patch_lavan"]
+        columns = {lavan: seen.pop(lavan), **larger, **seen}
+        judged, accuracies = checks(part), part.clean.groupby(["bits", "defence"])["clean_accuracy"].mean()
+        for bits in _ENDS:
+            cells = {"test accuracy": {of: f"{100 * accuracy:.2f} %" for of, accuracy in _at(accuracies, bits)}}
+            for name, runs in columns.items():
+                runs = runs[runs["bits"] == bits]
+                used.append(runs)
+                cells[name] = {of: _brief(rate) for (of,), rate in rates(runs, "defence").items()}
+            results = {of: result.strongest for (of, width), result in judged.items() if width == bits}
+            cells["strongest"] = {of: _brief(rate) for of, rate in results.items() if rate}
+            frame = pd.DataFrame({name: column for name, column in cells.items() if column}, dtype=object)
+            frame = frame.reindex(in_order(frame.index)).rename(index=title_of).fillna(MISSING)
+            _add(table, f"{_title(family)}, {_width(bits)}", frame.rename_axis("defence"))
+    _say_sizes(table, used)
+    return table
+
+
+def _at(values: pd.Series, bits: str) -> Iterable[tuple[str, float]]:
+    return values.loc[bits].items() if bits in values.index else ()
+
+
+def _brief(rate: Rate) -> str:
+    return in_short(rate.value, rate.interval)
+
+
+def _width(bits: str) -> str:
+    return bits if bits == "FP" else f"{bits} bits"
 
 
 def clean(patches: Patches) -> PaperTable:

@@ -217,6 +217,23 @@ def counted(sizes: Collection[int]) -> str:
     return " to ".join(f"{n:,}" for n in dict.fromkeys((min(sizes), max(sizes))))
 
 
+def bare(rate: float, digits: int = 3) -> str:
+    """
+    >>> bare(0.36), bare(1.0), bare(0.419, 2)
+    ('.360', '1.000', '.42')
+    """
+    return f"{rate:.{digits}f}".removeprefix("0")
+
+
+def in_short(rate: float, interval: tuple[float, float]) -> str:
+    """
+    >>> in_short(0.36, (0.331, 0.39))
+    '.360 (.33–.39)'
+    """
+    low, high = (bare(bound, 2) for bound in interval)
+    return f"{bare(rate)} ({low}–{high})"
+
+
 def section_title(model: str, data: str, label: str = "") -> str:
     return TITLES.get(model, model) + (f" on {data}" if data else "") + (f" ({label})" if label else "")
 

@@ -16,6 +16,7 @@ from analysis.patch_tables import (
     all_tables,
     clean,
     cost,
+    headline,
     reality,
     success,
     transfer,
@@ -250,6 +251,23 @@ def test_clean_accuracy_is_by_width_with_the_spread_of_training_seeds():
     assert frame.loc["3", ["undefended", "QADT-R (ours)"]].tolist() == ["–", "80.00"]
     assert frame.loc["2", "QAT in TriQDef's paper"] == "78.2"
     assert frame.loc["8", "QAT in TriQDef's paper"] == "–"
+
+
+def test_in_short_are_the_widest_and_the_narrowest_width():
+    success = {"patch_lavan": 0.3, "patch_located": 0.7}
+    made = attacks(
+        "experiment=patch_attacks defence=none,dwq bits=FP,4,2 seed=0 attack=patch_lavan,patch_located",
+        "experiment=patch_sizes defence=none bits=2 attack.size=8,10 attack.placement=corners seed=0",
+        success=lambda row: success[row["params.attack"]] + 0.01 * (int(row["params.attack.size"]) - 6),
+    )
+    table = headline(read(study(made, trainings("none", "dwq"))))
+    assert list(table.sections) == [f"{SECTION}, FP", f"{SECTION}, 2 bits"]
+    narrow = section(table, f"{SECTION}, 2 bits")
+    assert list(narrow.columns) == ["test accuracy", "LAVAN", "8×8", "10×10", "located patch", "strongest"]
+    assert narrow.loc["undefended"].tolist()[1:] == [
+        ".300 (.22–.40)", ".320 (.24–.42)", ".340 (.25–.44)", ".700 (.60–.78)", ".700 (.60–.78)",
+    ]  # fmt: skip
+    assert narrow.loc["DWQ", ["test accuracy", "8×8"]].tolist() == ["86.00 %", "missing"]
 
 
 def test_what_is_unseen_is_varied_one_thing_at_a_time():
