@@ -290,7 +290,7 @@ def _defence_names(study: Study) -> pd.Series:
         return pd.Series(dtype=str)
     runs = pd.concat(tables, ignore_index=True)
     names = pd.Series([_name(run) for run in runs.to_dict("records")])
-    starts = ("params.defence.", "params.training.")
+    starts = ("params.defence.", "params.training.", "params.quantizer.")
     told = [name for name in map(str, runs) if name.startswith(starts) and name not in _TOLD]
     settings = runs[told].fillna("").astype(str).rename(columns=_in_short)
     of_family = [*(_text(runs, name) for name in ("data", "model", "training.name")), names]
@@ -314,7 +314,8 @@ def _differing(settings: pd.Series, usual: pd.Series) -> list[str]:
 
 
 def _in_short(column: str) -> str:
-    return column.removeprefix("params.").removeprefix("defence.").removeprefix("objective.")
+    name = column.removeprefix("params.").removeprefix("quantizer.")
+    return name.removeprefix("defence.").removeprefix("objective.")
 
 
 _OBJECTIVE = "params.defence.objective."

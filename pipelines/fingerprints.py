@@ -39,7 +39,7 @@ def network_identity(cfg: DictConfig, data_digest: str) -> dict[str, Any]:
 
 
 def quantizer_identity(cfg: DictConfig) -> dict[str, Any]:
-    """A quantiser's name, and what it is given besides its bits; those of this package are given nothing."""
+    """A quantiser's name, and what it is given besides its bits; the files of this package's give them nothing."""
     given = {name: value for name, value in plain(cfg.quantizer).items() if name not in ("name", "_target_", "bits")}
     return {"quantizer": cfg.quantizer.name, **({"quantizer_settings": given} if given else {})}
 

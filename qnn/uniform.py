@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from qnn.precision import Precision
 from qnn.quantizers import QuantizerModule, clip_to_levels, straight_through
+
+ActivationRange = Literal["least_error", "largest"]
 
 _TINY = torch.finfo(torch.float32).tiny
 _NEWEST = 0.1
@@ -69,20 +71,23 @@ class UniformActivation(QuantizerModule):
     """The 2^bits levels from 0 to `range`; gradient 1 inside [0, range], 0 outside.
 
     In training mode `range` follows that of each batch, and starts at that of the first.
+
+    Args:
+        follows: what the range of a batch is: of least squared error (``least_error``), or its largest value.
     """
 
     range: Tensor
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, follows: ActivationRange = "least_error") -> None:
         super().__init__()
-        self.bits = bits
+        self.bits, self.follows = bits, follows
         self.register_buffer("range", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             if self.training:
-                self._observe(self._best_range(x.detach()))
+                self._observe(x.detach().amax() if self.follows == "largest" else self._best_range(x.detach()))
             scale = self.range.clamp(min=_TINY)
             return clip_to_levels(x / scale, self.bits) * scale
 
@@ -103,14 +108,19 @@ class Uniform:
 
     Args:
         bits: ``FP``, ``k`` or ``w4a8`` (see `Precision.parse`).
+        activation_range: of ``least_error``, or up to the ``largest`` value, which cuts off next to nothing.
 
     Raises:
-        ValueError: 1-bit weights, whose only symmetric level is 0.
+        ValueError: 1-bit weights, whose only symmetric level is 0, or an unknown range.
     """
 
     topology: Literal["fp", "quantized"] = "fp"
 
-    def __init__(self, bits: str | int) -> None:
+    def __init__(self, bits: str | int, activation_range: ActivationRange = "least_error") -> None:
+        if activation_range not in get_args(ActivationRange):
+            choices = " or ".join(get_args(ActivationRange))
+            raise ValueError(f"quantizer.activation_range={activation_range} is unknown: use {choices}")
+        self.activation_range = activation_range
         self.precision = Precision.parse(bits)
         if self.precision.weights == 1:
             raise ValueError(f"quantizer=uniform has no 1-bit weights, so not bits={bits}: use at least 2, or dorefa")
@@ -121,4 +131,4 @@ class Uniform:
 
     def activation(self) -> nn.Module:
         bits = self.precision.activations
-        return nn.Identity() if bits is None else UniformActivation(bits)
+        return nn.Identity() if bits is None else UniformActivation(bits, self.activation_range)

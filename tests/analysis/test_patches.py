@@ -209,6 +209,7 @@ def test_networks_that_differ_in_a_setting_are_not_taken_for_one():
             {"params.defence.start.bits": "FP", "params.defence.start.weights": "released"},
             "none, start.bits=FP",
         ),
+        ("none", {"params.quantizer.activation_range": "largest"}, "none, activation_range=largest"),
     ],
 )
 def test_the_usual_network_of_a_defence_keeps_its_name_and_others_say_what_differs(defence, other, named):

@@ -79,6 +79,19 @@ def test_the_range_of_half_a_bell_curve_is_the_best_and_never_beyond_the_largest
     assert constant.range == 0.5
 
 
+def test_the_range_may_be_the_largest_value():
+    outlier = torch.cat([torch.rand(1000, generator=torch.Generator().manual_seed(0)), torch.tensor([50.0])])
+    ranges = {}
+    for follows in ("least_error", "largest"):
+        quantizer = Uniform(8, follows).activation()
+        quantizer(outlier)
+        ranges[follows] = quantizer.range.item()
+    assert ranges["largest"] == 50.0
+    assert ranges["least_error"] < 15.0
+    with pytest.raises(ValueError, match=r"activation_range=most is unknown: use least_error or largest"):
+        Uniform(8, "most")
+
+
 def test_the_range_follows_in_training_mode_only():
     quantizer = UniformActivation(4)
     quantizer(torch.tensor([2.0]))
