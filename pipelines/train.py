@@ -169,9 +169,10 @@ def _evaluated(net: torch.nn.Module, data: ImageData) -> tuple[dict[str, float],
 
 def start_config(cfg: DictConfig) -> DictConfig:
     """The config of the network that a training starts from (`defence.start`), trained first where needed."""
-    start = OmegaConf.merge(
-        OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "defence"]), cfg.defence.start
-    )
+    inherited = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "defence"])
+    if "quantizer" in cfg.defence.start:
+        inherited.quantizer = OmegaConf.masked_copy(cfg.quantizer, "bits")
+    start = OmegaConf.merge(inherited, cfg.defence.start)
     start.force = False
     return start  # type: ignore[return-value]
 

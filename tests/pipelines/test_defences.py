@@ -149,6 +149,12 @@ def test_a_released_network_may_be_the_start_and_is_part_of_the_fingerprint(monk
     assert fingerprint(train.identity(cfg)) != identity(*chosen[:2], *chosen[3:])
 
 
+def test_a_start_with_a_quantiser_of_its_own_has_none_of_the_network_s_settings():
+    cfg = composed("data=cifar10", "model=resnet20", "+start=fp", "+quantizer.activation_range=largest")
+    assert settings.build_network(train.start_config(cfg), digits_named_cifar10())
+    assert settings.build_network(cfg, digits_named_cifar10())
+
+
 def test_every_width_of_a_defence_starts_from_the_released_network(monkeypatch):
     monkeypatch.setattr(settings, "load_data", lambda cfg: digits_named_cifar10())
     cfg = composed("data=cifar10", "model=resnet20", "+start=fp", "defence=qadt_r")
