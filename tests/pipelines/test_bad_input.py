@@ -19,7 +19,7 @@ CASES = [
     ("attack", ["bits=w0a4"], "bits=w0a4 is not a bit width"),
     ("attack", ["attack.eps=1.5"], "attack.eps=1.5 is out of range: it must be a number in [0, 1]"),
     ("attack", ["attack.eps=-0.1"], "attack.eps=-0.1 is out of range"),
-    ("attack", ["attack.foo=1"], "attack.foo"),
+    ("attack", ["attack.foo=1"], "--cfg job prints those there are (++attack.foo=1 sets one that not all values"),
     ("attack", ["+attack.foo=1"], "attack=fgsm has no parameter foo with backend=native: it has eps"),
     ("attack", ["attack=cw", "attack.confidence=-1"], "attack.confidence=-1 is out of range"),
     ("attack", ["attack=uap", "+attack.target=3"], "attack=uap has no targeted form"),
