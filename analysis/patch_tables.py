@@ -90,11 +90,9 @@ def headline(patches: Patches) -> PaperTable:
         if part.attacks.empty:
             continue
         known = {attack: white_box(part.attacks, attack) for attack in ATTACKS}
-        seen = {ATTACKS[attack]: runs[runs["size"] == SIZE] for attack, runs in known.items()}
-        sizes = known["patch_lavan"]
-        larger = {f"{size}×{size}": sizes[sizes["size"] == size] for size in sorted({*sizes["size"]} - {SIZE})}
-        lavan = ATTACKS["patch_lavan"]
-        columns = {lavan: seen.pop(lavan), **larger, **seen}
+        sizes = known.pop("patch_lavan").groupby("size")
+        columns = {f"{ATTACKS['patch_lavan']} {size}×{size}": runs for size, runs in sizes}
+        columns |= {ATTACKS[attack]: runs[runs["size"] == SIZE] for attack, runs in known.items()}
         judged, accuracies = checks(part), part.clean.groupby(["bits", "defence"])["clean_accuracy"].mean()
         for bits in _ENDS:
             cells = {"test accuracy": {of: f"{100 * accuracy:.2f} %" for of, accuracy in _at(accuracies, bits)}}

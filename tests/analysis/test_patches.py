@@ -264,11 +264,18 @@ def test_in_short_are_the_widest_and_the_narrowest_width():
     table = headline(read(study(made, trainings("none", "dwq"))))
     assert list(table.sections) == [f"{SECTION}, FP", f"{SECTION}, 2 bits"]
     narrow = section(table, f"{SECTION}, 2 bits")
-    assert list(narrow.columns) == ["test accuracy", "LAVAN", "8×8", "10×10", "located patch", "strongest"]
+    assert list(narrow.columns) == [
+        "test accuracy",
+        "LAVAN 6×6",
+        "LAVAN 8×8",
+        "LAVAN 10×10",
+        "located patch",
+        "strongest",
+    ]
     assert narrow.loc["undefended"].tolist()[1:] == [
         ".300 (.22–.40)", ".320 (.24–.42)", ".340 (.25–.44)", ".700 (.60–.78)", ".700 (.60–.78)",
     ]  # fmt: skip
-    assert narrow.loc["DWQ", ["test accuracy", "8×8"]].tolist() == ["86.00 %", "missing"]
+    assert narrow.loc["DWQ", ["test accuracy", "LAVAN 8×8"]].tolist() == ["86.00 %", "missing"]
 
 
 def test_what_is_unseen_is_varied_one_thing_at_a_time():
