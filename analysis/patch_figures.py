@@ -157,7 +157,7 @@ def _labelled(figure: Figure, axes: np.ndarray) -> None:
 
 
 def _lines(axis: Axes, found: Mapping[tuple, Rate], places: Sequence[object]) -> None:
-    """One line per defence; `found`: (defence, place) -> rate."""
+    """One line per defence, dashed where a setting is not the usual one; `found`: (defence, place) -> rate."""
     defences = in_order(defence for defence, _ in found)
     for number, defence in enumerate(defences):
         mine = {places.index(place): rate for (of, place), rate in found.items() if of == defence}
@@ -166,7 +166,8 @@ def _lines(axis: Axes, found: Mapping[tuple, Rate], places: Sequence[object]) ->
         errors = np.abs(np.array([mine[place].interval for place in at]).T - values)
         shifted = np.array(at) + _SHIFT * (number - (len(defences) - 1) / 2)
         colour, label = _colour(defence), title_of(defence)
-        axis.errorbar(shifted, values, yerr=errors, fmt="o-", color=colour, ms=3, lw=1, label=label)
+        form, face = ("o-", colour) if defence in DEFENCES else ("o--", "white")
+        axis.errorbar(shifted, values, yerr=errors, fmt=form, mfc=face, color=colour, ms=3, lw=1, label=label)
 
 
 def _transfers(part: Patches, name: str, about: str) -> Iterator[Drawing]:
