@@ -64,7 +64,8 @@ def summary(patches: Patches) -> str:
         f" is marked ‘{_THEIRS}’ are numbers of another paper by QADT-R's authors, on other networks. The networks"
         f" are {recipes}, uniformly quantised; {len(patches.trainings):,} trainings"
         f"{f' of {_listed(lengths)}' if lengths else ''}{f' on {hardware}' if hardware else ''}, where the papers train"
-        f" for 160 to 200 epochs, and {len(patches.attacks):,} attacks. Rates are those of these networks alone."
+        f" for 160 to 200 epochs, and {len(patches.attacks):,} attacks. Rates are those of these networks alone;"
+        " ¹ marks verdicts on one training of each."
     )
 
 

@@ -39,10 +39,14 @@ def verdicts(paper: Sequence[Judgement], ours: Sequence[Judgement]) -> pd.DataFr
 def _verdict(judgement: Judgement, once_trained: Collection[str] = ()) -> str:
     if not judgement.findings:
         return "–"
+
+    def footnote(model: str) -> str:  # contrasts that speak of no single model have '' for one
+        return "¹" if model in once_trained else ""
+
     models = [
-        f"{TITLES[model]} {_MARKS.get(verdict, '?')}{'¹' if model in once_trained else ''}"
-        for model, verdict in judgement.by_model.items()
+        f"{TITLES[model]} {_MARKS.get(verdict, '?')}{footnote(model)}" for model, verdict in judgement.by_model.items()
     ]
     partial = [f"{len(judgement.absent)} contrasts without runs"] if judgement.absent else []
     more = ", ".join([*models, *partial])
-    return f"{_MARKS.get(judgement.verdict, '?')} {judgement.verdict}" + (f" ({more})" if more else "")
+    whole = f"{_MARKS.get(judgement.verdict, '?')} {judgement.verdict}{footnote('')}"
+    return whole + (f" ({more})" if more else "")

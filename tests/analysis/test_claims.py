@@ -178,6 +178,13 @@ def test_models_judged_on_one_training_are_marked():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("seeds", "shown"), [(1, "✔ holds¹"), (2, "✔ holds")])
+def test_a_claim_on_no_single_model_is_marked_as_a_whole(seeds: int, shown: str):
+    contrasts = [Contrast("2 bits, LAVAN", lambda _: replace(UP, seeds=seeds), 0.0)]
+    judged = judge(Claim("key", "where", "text", contrasts), object())
+    assert verdicts([judged], [judged])["our runs"].tolist() == [shown]
+
+
 def test_what_the_paper_has_no_numbers_of_is_open():
     paper = Paper(published.table6())
     for key in (
