@@ -168,12 +168,16 @@ def _evaluated(net: torch.nn.Module, data: ImageData) -> tuple[dict[str, float],
 
 
 def start_config(cfg: DictConfig) -> DictConfig:
-    """The config of the network that a training starts from (`defence.start`), trained first where needed."""
-    inherited = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name != "defence"])
-    if "quantizer" in cfg.defence.start:
-        inherited.quantizer = OmegaConf.masked_copy(cfg.quantizer, "bits")
+    """The config of the network that a training starts from (`defence.start`), trained first where needed.
+
+    A group that the start names, as in a recipe of its own, is all its own; of the others it has the network's.
+    """
+    own = {name for name, group in cfg.defence.start.items() if isinstance(group, DictConfig) and "name" in group}
+    inherited = OmegaConf.masked_copy(cfg, [str(name) for name in cfg if name not in own | {"defence"}])
     start = OmegaConf.merge(inherited, cfg.defence.start)
     start.force = False
+    if "quantizer" in own:
+        OmegaConf.update(start, "quantizer.bits", start.bits, force_add=True)
     return start  # type: ignore[return-value]
 
 

@@ -155,6 +155,12 @@ def test_a_start_with_a_quantiser_of_its_own_has_none_of_the_network_s_settings(
     assert settings.build_network(cfg, digits_named_cifar10())
 
 
+def test_a_start_with_a_recipe_of_its_own_has_none_of_the_network_s_settings():
+    given = composed("data=cifar10", "model=resnet20", "defence=pbat_finetuned", "training=resnet_short")
+    plain = composed("data=cifar10", "model=resnet20", "training=resnet_fast")
+    assert train.start_config(given).training == plain.training
+
+
 def test_every_width_of_a_defence_starts_from_the_released_network(monkeypatch):
     monkeypatch.setattr(settings, "load_data", lambda cfg: digits_named_cifar10())
     cfg = composed("data=cifar10", "model=resnet20", "+start=fp", "defence=qadt_r")
