@@ -22,7 +22,7 @@ from analysis.grid import MODELS, select, sweeps
 from analysis.quantities import AbsentError, Ours, Paper, Source
 from analysis.statistics import Estimate
 from analysis.study import Study
-from analysis.tables import TITLES
+from analysis.tables import TITLES, bits_title
 
 OURS, PAPER, STRONG = "#1f5a96", "#c0504d", "#7a7a7a"
 ATTACK_TITLES = {"fgsm": "FGSM", "jsma": "JSMA", "uap": "UAP", "cw": "CW", "boundary": "Boundary"}
@@ -256,7 +256,7 @@ def _progress(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
             rows = [[*pictures[places, k], clean[k]] for k in range(5)]
             yield (
                 f"figure3-{model}-{bits}",
-                f"Figure 3, {TITLES[model]} {_bits(bits)}: Boundary's image after the iterations on top.",
+                f"Figure 3, {TITLES[model]} {bits_title(bits)}: Boundary's image after the iterations on top.",
                 _pictures(rows, column_titles=[*map(str, shown), "clean"]),
             )
     figure = Figure(figsize=(5, 3))
@@ -287,7 +287,7 @@ def _pairs(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
         yield (
             f"figure4-{model}",
             f"Figure 4, {TITLES[model]}: Boundary after {_AT[model]} iterations on the FP (top) and the 1-bit network.",
-            _pictures([images[:5] for images in found.values()], row_titles=[_bits(bits) for bits in found]),
+            _pictures([images[:5] for images in found.values()], row_titles=[bits_title(bits) for bits in found]),
         )
 
 
@@ -299,7 +299,7 @@ def _long_runs(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
         yield (
             f"figure5-{model}",
             f"Figure 5, {TITLES[model]}: Boundary after 1,000 iterations at 1 bit (top) and after 200 at FP.",
-            _pictures(list(found.values()), row_titles=[f"{_bits(bits)}, {iterations[bits]:,}" for bits in found]),
+            _pictures(list(found.values()), row_titles=[f"{bits_title(bits)}, {iterations[bits]:,}" for bits in found]),
         )
 
 
@@ -312,11 +312,11 @@ def _unrecognisable(study: Study, ours: Ours, model: str) -> Iterator[Drawing]:
     for bits in ("FP", "1"):
         key = _key(runs[runs["params.bits"] == bits]) if len(runs) else ""
         if f"{key}.farthest" in study.pictures:
-            rows[_bits(bits)] = study.pictures[f"{key}.farthest"]
+            rows[bits_title(bits)] = study.pictures[f"{key}.farthest"]
             with suppress(AbsentError):
                 found = [ours.unrecognisable(model, bits, rule) for rule in ("correlation", "z-score")]
                 counted = [f"{share.value * share.n:.0f}" for share in found]
-                counts.append(f"{_bits(bits)}: {counted[0]} and {counted[1]} of {found[0].n:,}")
+                counts.append(f"{bits_title(bits)}: {counted[0]} and {counted[1]} of {found[0].n:,}")
     if rows:
         yield (
             f"figure6-{model}",
@@ -408,10 +408,6 @@ def _iterations(study: Study, runs: pd.DataFrame) -> list[int]:
 
 def _key(runs: pd.DataFrame) -> str:
     return str(runs["fingerprint"].iloc[0]) if len(runs) else ""
-
-
-def _bits(bits: str) -> str:
-    return bits if bits == "FP" else f"{bits} bit"
 
 
 def _pictures(

@@ -28,7 +28,7 @@ from analysis.patches import (
     white_box,
     with_usual_settings,
 )
-from analysis.tables import TITLES, counted
+from analysis.tables import TITLES, bits_title, counted
 
 _COLOURS = dict(
     zip(DEFENCES, ("#4d4d4d", "#e69f00", "#8c6d00", "#56b4e9", "#0072b2", "#c0504d", "#009e73"), strict=True)
@@ -75,7 +75,7 @@ def _pictures(part: Patches, pictures: Mapping[str, np.ndarray], name: str, abou
             for bits in [bits for bits in ("FP", "2") if bits in mine.index]:
                 patch, images = (pictures.get(f"{mine[bits]}.{kind}") for kind in ("patch", "first"))
                 if patch is not None and images is not None:
-                    rows[f"{title_of(defence)}, {_bits(bits)}"] = patch, images[:_SHOWN]
+                    rows[f"{title_of(defence)}, {bits_title(bits)}"] = patch, images[:_SHOWN]
         if rows:
             yield (
                 f"patch-pictures-{name}-{attack.removeprefix('patch_')}",
@@ -132,7 +132,7 @@ def _against_size(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     figure, axes = _panels(len(widths))
     for axis, bits in zip(axes, widths, strict=True):
         _lines(axis, rates(runs[runs["bits"] == bits], "defence", "size"), sizes)
-        axis.set_title(_bits(bits) if bits in WIDTHS else f"{_bits(bits)}, not trained at")
+        axis.set_title(bits_title(bits) if bits in WIDTHS else f"{bits_title(bits)}, not trained at")
         axis.set_xticks(range(len(sizes)), [f"{size}×{size}" for size in sizes])
         axis.set_xlabel("pixels")
     _labelled(figure, axes)
@@ -266,7 +266,7 @@ def _sensitivity(part: Patches, name: str, about: str) -> Iterator[Drawing]:
                     cells = mine[(mine["bits"] == bits) & (mine["kind"] == kind)]
                     places = cells.pivot_table(index="row", columns="column", values="success_rate")
                     drawn = axis.imshow(places, vmin=0, vmax=top, cmap="magma")
-                    axis.set_title(f"{kind}, {_bits(bits)}: {places.to_numpy().mean():.2f}", fontsize=7)
+                    axis.set_title(f"{kind}, {bits_title(bits)}: {places.to_numpy().mean():.2f}", fontsize=7)
                     axis.set_xticks([])
                     axis.set_yticks([])
             figure.colorbar(drawn, ax=axes, shrink=0.7, label="success rate")
@@ -286,7 +286,3 @@ def _counted(runs: pd.DataFrame) -> str:
 
 def _colour(defence: str) -> str:
     return _COLOURS.get(defence.split(":")[0].split(",")[0], "#999999")
-
-
-def _bits(bits: str) -> str:
-    return f"{bits} bit" if bits.isdecimal() else bits

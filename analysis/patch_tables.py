@@ -27,7 +27,7 @@ from analysis.patches import (
     white_box,
     with_usual_settings,
 )
-from analysis.tables import MISSING, PaperTable, counted, in_short, section_title
+from analysis.tables import MISSING, PaperTable, bits_title, counted, in_short, section_title
 
 MEASURES = {
     "cosine": "cosine",
@@ -94,9 +94,10 @@ def headline(patches: Patches) -> PaperTable:
         sizes = known.pop("patch_lavan").groupby("size")
         columns = {f"{ATTACKS['patch_lavan']} {size}×{size}": runs for size, runs in sizes}
         columns |= {ATTACKS[attack]: runs[runs["size"] == SIZE] for attack, runs in known.items()}
-        judged, accuracies = checks(part), part.clean.groupby(["bits", "defence"])["clean_accuracy"].mean()
+        judged = checks(part)
         for bits in _ENDS:
-            cells = {"test accuracy": {of: f"{100 * accuracy:.2f} %" for of, accuracy in _at(accuracies, bits)}}
+            accuracies = part.clean[part.clean["bits"] == bits].groupby("defence")["clean_accuracy"].mean()
+            cells = {"test accuracy": {of: f"{100 * accuracy:.2f} %" for of, accuracy in accuracies.items()}}
             for name, runs in columns.items():
                 runs = runs[runs["bits"] == bits]
                 used.append(runs)
@@ -105,21 +106,13 @@ def headline(patches: Patches) -> PaperTable:
             cells["strongest"] = {of: _brief(rate) for of, rate in results.items() if rate}
             frame = pd.DataFrame({name: column for name, column in cells.items() if column}, dtype=object)
             frame = frame.reindex(in_order(frame.index)).rename(index=title_of).fillna(MISSING)
-            _add(table, f"{_title(family)}, {_width(bits)}", frame.rename_axis("defence"))
+            _add(table, f"{_title(family)}, {bits_title(bits)}", frame.rename_axis("defence"))
     _say_sizes(table, used)
     return table
 
 
-def _at(values: pd.Series, bits: str) -> Iterable[tuple[str, float]]:
-    return values.loc[bits].items() if bits in values.index else ()
-
-
 def _brief(rate: Rate) -> str:
     return in_short(rate.value, rate.interval)
-
-
-def _width(bits: str) -> str:
-    return bits if bits == "FP" else f"{bits} bits"
 
 
 def clean(patches: Patches) -> PaperTable:

@@ -234,6 +234,14 @@ def in_short(rate: float, interval: tuple[float, float]) -> str:
     return f"{bare(rate)} ({low}–{high})"
 
 
+def bits_title(bits: str) -> str:
+    """
+    >>> bits_title("2"), bits_title("FP")
+    ('2 bit', 'FP')
+    """
+    return f"{bits} bit" if bits.isdecimal() else bits
+
+
 def section_title(model: str, data: str, label: str = "") -> str:
     return TITLES.get(model, model) + (f" on {data}" if data else "") + (f" ({label})" if label else "")
 

@@ -125,11 +125,10 @@ def _attempt(
     early_stop: bool,
 ) -> Best:
     """Move `patch` (n, c, k, k) and `corners` (n, 2) in place."""
-    active = torch.arange(len(patch), device=patch.device)
+    active, part = torch.arange(len(patch), device=patch.device), scene
     best = Best.none(len(patch), grey_patch(scene.images, scene.placing.size))
     moves = _moves(location_search, stride, max_iter, generators, patch.device)
     for step in range(max_iter):
-        part = scene[active]
         logits, gradient = part.gradients(part.lay(corners[active]), patch[active])
         values, broken = part.objective.values(logits), part.objective.reached(logits)
         best.update(active, Best(patch[active], corners[active], values, broken))
@@ -137,11 +136,12 @@ def _attempt(
             active, gradient = active[~broken], gradient[~broken]
             if not len(active):
                 return best
+            part = scene[active]
         patch[active] = sign_step(patch[active], gradient, eps_step)
         if location_search != "none":
             tried = moves[active] if location_search == "full" else moves[active, step, None]
-            corners[active] = _moved(scene[active], patch[active], corners[active], tried)
-    best.update(active, scene[active].evaluate(patch[active], corners[active]))
+            corners[active] = _moved(part, patch[active], corners[active], tried)
+    best.update(active, part.evaluate(patch[active], corners[active]))
     return best
 
 

@@ -263,13 +263,11 @@ def device(cfg: DictConfig) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-_KEYS = r"--cfg job prints those there are (++\1 sets one that not all values of a sweep have)"
-
-
 def one_line(error: BaseException) -> str:
     """The message of an exception on one line, without Hydra's search path and its advice to add keys."""
     text = str(error).split("Config search path:")[0]
-    text = re.sub(r"To append to your config use \+?(\S+)", rf"There is no such key: {_KEYS}", text)
+    advice = r"--cfg job prints those there are (++\1 sets one that not all values of a sweep have)"
+    text = re.sub(r"To append to your config use \+?(\S+)", f"There is no such key: {advice}", text)
     return " ".join(text.split())
 
 

@@ -87,11 +87,13 @@ class UniformActivation(QuantizerModule):
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             if self.training:
-                self._observe(x.detach().amax() if self.follows == "largest" else self._best_range(x.detach()))
+                self._observe(self._range_of(x.detach()))
             scale = self.range.clamp(min=_TINY)
             return clip_to_levels(x / scale, self.bits) * scale
 
-    def _best_range(self, x: Tensor) -> Tensor:
+    def _range_of(self, x: Tensor) -> Tensor:
+        if self.follows == "largest":
+            return x.amax()
         # the root mean square of half a bell curve beside as many zeros is that of the whole one over √2
         spread = math.sqrt(2) * x.square().mean().sqrt()
         return torch.minimum(x.amax(), gaussian_range(2**self.bits - 1) * spread)

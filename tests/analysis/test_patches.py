@@ -262,8 +262,8 @@ def test_in_short_are_the_widest_and_the_narrowest_width():
         success=lambda row: success[row["params.attack"]] + 0.01 * (int(row["params.attack.size"]) - 6),
     )
     table = headline(read(study(made, trainings("none", "dwq"))))
-    assert list(table.sections) == [f"{SECTION}, FP", f"{SECTION}, 2 bits"]
-    narrow = section(table, f"{SECTION}, 2 bits")
+    assert list(table.sections) == [f"{SECTION}, FP", f"{SECTION}, 2 bit"]
+    narrow = section(table, f"{SECTION}, 2 bit")
     assert list(narrow.columns) == [
         "test accuracy",
         "LAVAN 6×6",
