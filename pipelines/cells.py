@@ -35,8 +35,7 @@ from pipelines.tracking import STORE_ERRORS, Tracker
 
 POLL_S = 5
 _NAMED_BY_TABLES = {"model", "bits", "attack", "seed", "experiment", "study", "n", "data", "force"}
-# what attacks have no use for
-_OF_OTHERS = {"targets.model", "targets.bits", "targets.seed", "apply", "count", "compare", "cell", "images", "stride"}
+_OF_OTHERS = {"targets", "apply", "count", "compare", "cell", "images", "stride"}  # what attacks have no use for
 
 
 class Pipeline(Protocol):
@@ -108,10 +107,14 @@ def _launch_tags() -> dict[str, str]:
     if not HydraConfig.initialized():
         return {}
     launched = HydraConfig.get()
-    others = [o for o in launched.overrides.task if o.partition("=")[0] not in _NAMED_BY_TABLES | _OF_OTHERS]
+    others = [o for o in launched.overrides.task if not _is_left_out(o.partition("=")[0].lstrip("+"))]
     experiment = launched.runtime.choices.get("experiment") if launched.job.config_name != "transfer" else None
     tags = {"overrides": " ".join(others), "experiment": experiment or ""}
     return {name: value for name, value in tags.items() if value}
+
+
+def _is_left_out(name: str) -> bool:
+    return name in _NAMED_BY_TABLES or name.partition(".")[0] in _OF_OTHERS
 
 
 def process(pipeline: Pipeline, cfg: DictConfig, tracker: Tracker, parent: str | None = None) -> Done:

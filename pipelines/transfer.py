@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from hydra import compose
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from attacks import AdversarialExamples, summarise
 from pipelines import attack, networks, settings, train
@@ -27,7 +27,7 @@ from pipelines.networks import Network
 from pipelines.progress import note
 from pipelines.results import Result
 from pipelines.settings import one_line
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, flatten
 from qnn.data import ImageData
 from qnn.freezing import freeze
 from qnn.precision import Precision
@@ -48,6 +48,8 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"attack={cfg.attack.name} has no universal perturbation: use attack=uap or apply=examples")
     settings.check_whole_number("count", cfg.count, least=1)
     settings.check_whole_number("targets.seed", cfg.targets.seed)
+    if "seed" in cfg.targets.training:
+        raise InputError("targets.training.seed: the seed of the targets' training is targets.seed")
     if not isinstance(cfg.targets.bits, ListConfig) or not cfg.targets.bits:
         raise InputError(f"targets.bits={cfg.targets.bits} must be a list, as in targets.bits=[FP,1,2]")
     targets = target_configs(cfg)
@@ -115,7 +117,9 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
 
 
 def target_configs(cfg: DictConfig) -> list[DictConfig]:
-    """The configs of the target networks: the source's but for `targets`; another model has its own recipe.
+    """The configs of the target networks: the source's but for `targets`.
+
+    Another model has its own recipe. `targets.training` departs from the recipe.
 
     Raises:
         InputError: there is no such model.
@@ -125,7 +129,9 @@ def target_configs(cfg: DictConfig) -> list[DictConfig]:
     if cfg.targets.model != cfg.model.name:
         other = _composed(cfg.targets.model)
         family.model, family.training = other.model, other.training
-    family.training.seed = cfg.targets.seed
+    family.weights = cfg.targets.weights
+    with open_dict(family):
+        family.training = OmegaConf.merge(family.training, cfg.targets.training, {"seed": cfg.targets.seed})
     return [OmegaConf.merge(family, {"bits": bits}) for bits in cfg.targets.bits]  # type: ignore[misc]
 
 
@@ -196,6 +202,7 @@ def _parameters(cfg: DictConfig) -> dict[str, Any]:
         "targets.model": cfg.targets.model,
         "targets.bits": " ".join(str(Precision.parse(bits)) for bits in cfg.targets.bits),
         "targets.seed": cfg.targets.seed,
+        **flatten(plain(cfg.targets.training), "targets.training."),
         "apply": cfg.apply,
         "count": cfg.count,
     }

@@ -187,6 +187,16 @@ def test_targets_of_another_model_have_its_own_recipe():
 
 
 @pytest.mark.usefixtures("hydra")
+def test_targets_may_be_trained_otherwise_than_their_recipe_and_than_a_released_source():
+    shorter = ("weights=released", "targets.weights=trained", "+targets.training.epochs=2", "targets.bits=[2]")
+    own, other = (target_configs(transfer_config(*shorter, f"targets.model={m}"))[0] for m in ("mnist_a", "lenet5_a"))
+    for target, model in ((own, "mnist_a"), (other, "lenet5_a")):
+        wanted = compose("train", [f"model={model}", "bits=2", "training.epochs=2"])
+        assert train.identity(target) == train.identity(wanted)
+        assert target.weights == "trained"
+
+
+@pytest.mark.usefixtures("hydra")
 def test_targets_have_the_source_s_data(monkeypatch):
     monkeypatch.setattr(settings, "load_data", lambda cfg: digits())
     (target,) = target_configs(transfer_config("data=paper", "targets.model=resnet20", "targets.bits=[FP]"))
@@ -196,7 +206,16 @@ def test_targets_have_the_source_s_data(monkeypatch):
 @pytest.mark.usefixtures("hydra")
 @pytest.mark.parametrize(
     "setting",
-    ["count=9", "apply=perturbation", "targets.seed=1", "targets.bits=[FP]", "targets.model=lenet5_a", "seed=1", "n=9"],
+    [
+        "count=9",
+        "apply=perturbation",
+        "targets.seed=1",
+        "targets.bits=[FP]",
+        "targets.model=lenet5_a",
+        "seed=1",
+        "n=9",
+        "+targets.training.epochs=2",
+    ],
 )
 def test_what_changes_the_outcome_is_part_of_the_fingerprint(setting):
     assert transfer.identity(transfer_config("attack=uap")) != transfer.identity(transfer_config("attack=uap", setting))
@@ -213,6 +232,9 @@ def test_what_changes_the_outcome_is_part_of_the_fingerprint(setting):
         (["targets.bits=[1,w1a1]"], "targets.bits=[1, 'w1a1'] names a width twice"),
         (["targets.bits=[17]"], "bits=17 is not a bit width"),
         (["targets.seed=x"], "targets.seed=x must be a whole number"),
+        (["+targets.training.seed=1"], "targets.training.seed: the seed of the targets' training is targets.seed"),
+        (["+targets.training.epoch=1"], "unexpected keyword argument 'epoch'"),
+        (["targets.weights=found"], "weights=found is unknown: use trained or released"),
         (["targets.model=nope"], "targets.model=nope: In 'base': Could not find 'model/nope' Available options"),
         (["targets.model=resnet20"], "model=resnet20 takes images of shape 3×32×32"),
         (["quantizer=clip_only"], "quantizer=clip_only does not round, so it needs bits=FP"),
