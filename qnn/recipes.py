@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+TrainingPrecision = Literal["32-true", "bf16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,12 @@ class Recipe:
         crop, flip: augmentation, see `Batches`.
         steps_per_epoch: None for one pass over the data.
         stop_below_lr: end the training once the learning rate falls below this.
+        precision: of the convolutions and linear layers, and of what is between them and the quantisers:
+            ``32-true``, or ``bf16-mixed``, faster where the hardware has bfloat16. Weights, quantisers and losses are
+            float32 in either case, as is the trained network.
+
+    Raises:
+        ValueError: unknown precision.
     """
 
     epochs: int
@@ -38,6 +46,11 @@ class Recipe:
     flip: bool = False
     steps_per_epoch: int | None = None
     stop_below_lr: float = 0.0
+    precision: TrainingPrecision = "32-true"
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(TrainingPrecision):
+            raise ValueError(f"precision={self.precision} is unknown: use {' or '.join(get_args(TrainingPrecision))}")
 
 
 @dataclass(frozen=True)

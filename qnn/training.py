@@ -171,6 +171,7 @@ def train(
         max_epochs=recipe.epochs,
         accelerator=accelerator,
         devices=1,
+        precision=recipe.precision,
         logger=logger if logger is not None else False,
         callbacks=[*checkpoints, *callbacks],
         deterministic="warn",

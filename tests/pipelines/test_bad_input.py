@@ -60,6 +60,7 @@ CASES = [
     ("attack", ["tracking.uri=sqlite:////proc/nowhere/runs.db"], "the tracking store /proc/nowhere/runs.db"),
     ("attack", ["tracking.uri=http://127.0.0.1:9"], "the tracking server http://127.0.0.1:9 does not answer"),
     ("train", ["training.epochs=0"], "epochs and batch_size must be at least 1"),
+    ("train", ["+training.precision=16"], "precision=16 is unknown: use 32-true or bf16-mixed"),
     ("train", ["+training.clipped_norm_scale=0"], "training.clipped_norm_scale=0: it must be a number above 0"),
     ("train", ["+training.clipped_norm_scale=x"], "training.clipped_norm_scale=x: it must be a number above 0"),
     ("train", ["trainer.accelerator=tpu"], "trainer.accelerator=tpu is unknown"),

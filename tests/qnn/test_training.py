@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from qnn.data import ImageData, Split, digits
 from qnn.evaluation import evaluate, predict
 from qnn.models import LeNet5, MnistConvNet, ResNet
-from qnn.quantizers import DoReFa
+from qnn.quantizers import DoReFa, DoReFaActivation
 from qnn.recipes import Recipe
 from qnn.training import Classifier, TrainingDivergedError, piecewise_constant, train
 
@@ -275,3 +275,18 @@ def test_recipe_takes_any_optimizer_factory():
 
     assert isinstance(optimizer_of(mnist_net(), recipe(optimizer=factory)), torch.optim.Adam)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(("precision", "computed"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_layers_alone_are_computed_in_the_precision_asked_for(data: ImageData, tmp_path: Path, precision, computed):
+    net = mnist_net(bits="2")
+    given: dict[type, set[torch.dtype]] = {}
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | DoReFaActivation):
+            seen = given.setdefault(type(module), set())
+            module.register_forward_hook(lambda _, inputs, output, seen=seen: seen.add(output.dtype))
+    state = fit(data, tmp_path, net, precision=precision)
+    assert given[DoReFaActivation] == {torch.float32}
+    assert all(seen == {computed} for kind, seen in given.items() if kind is not DoReFaActivation)
+    assert {tensor.dtype for name, tensor in state.items() if name.endswith(("weight", "bias"))} == {torch.float32}
+    assert same(state, fit(data, tmp_path / "again", mnist_net(bits="2"), precision=precision))
