@@ -77,8 +77,8 @@ class Source(Protocol):
         that transfers well everywhere does not make the correlation.
         """
 
-    def patch_success(self, defence: str, bits: str, attack: str, size: int) -> Estimate:
-        """Success rate of white-box patches of that side in pixels, placed as in the trainings."""
+    def patch_success(self, defence: str, bits: str, attack: str, size: int, placement: str = "") -> Estimate:
+        """Success rate of white-box patches of that side in pixels; empty `placement`: as in the trainings."""
 
     def patch_transfer(self, defence: str, source: str, target: str, attack: str) -> Estimate:
         """Success rate at width `target` of patched images made at width `source`."""
@@ -294,15 +294,19 @@ class Ours:
         return pd.DataFrame(rows, columns=["bits", "attack", "own", "other"])
 
     @_remembered
-    def patch_success(self, defence: str, bits: str, attack: str, size: int) -> Estimate:
-        found = self._patch_rates(attack)
+    def patch_success(self, defence: str, bits: str, attack: str, size: int, placement: str = "") -> Estimate:
+        found = self._patch_rates(attack, placement)
         if (defence, bits, size) not in found:
-            raise AbsentError(f"no {size}×{size} patches of {attack} on {defence} at {bits}")
-        return mean_estimate(found[defence, bits, size].samples(), generator(defence, bits, attack, size))
+            raise AbsentError(f"no {size}×{size} patches of {attack} {placement} on {defence} at {bits}")
+        return mean_estimate(found[defence, bits, size].samples(), generator(defence, bits, attack, size, placement))
 
     @_remembered
-    def _patch_rates(self, attack: str) -> dict[tuple, patches.Rate]:
-        return patches.rates(patches.white_box(self._patches.attacks, attack), "defence", "bits", "size")
+    def _patch_rates(self, attack: str, placement: str) -> dict[tuple, patches.Rate]:
+        runs = patches.white_box(self._patches.attacks, attack)
+        if placement:
+            elsewhere = patches.varied(self._patches.attacks, runs, "placement")
+            runs = elsewhere[elsewhere["placement"] == placement]
+        return patches.rates(runs, "defence", "bits", "size")
 
     @_remembered
     def patch_transfer(self, defence: str, source: str, target: str, attack: str) -> Estimate:

@@ -237,14 +237,17 @@ def against_fp(quantity, attack, *more, models=(M, R), widths=BITS[1:]):
     }
 
 
-def patched(defence, bits, attack="patch_lavan", size=6):
-    return q("patch_success", defence, bits, attack, size)
+def patched(defence, bits, attack="patch_lavan", size=6, *placement):
+    return q("patch_success", defence, bits, attack, size, *placement)
+
+
+UNSEEN = {"8×8": (8, ""), "10×10": (10, ""), "anywhere": (6, "anywhere")}
 
 
 def below_on_unseen(by=0.0, of=1.0):
     return {
-        f"{d} {b}, {k}×{k}": of * patched(d, b, size=k) - patched("qadt_r", b, size=k) - by
-        for d in ("pbat", "dwq") for b in ("FP", "4", "2") for k in (8, 10)
+        f"{d} {b}, {how}": of * patched(d, b, "patch_lavan", *kind) - patched("qadt_r", b, "patch_lavan", *kind) - by
+        for d in ("pbat", "dwq") for b in ("FP", "4", "2") for how, kind in UNSEEN.items()
     }  # fmt: skip
 
 
@@ -326,9 +329,9 @@ WANTED = {
         for name, attack in (("LAVAN", "patch_lavan"), ("Google patch", "patch_google"))
     },
     "pbat-fails-on-unseen": {
-        f"{b}, {k}×{k} – 6×6": patched("pbat", b, size=k) - patched("pbat", b) - 0.2
+        f"{b}, {how}": patched("pbat", b, "patch_lavan", *kind) - patched("pbat", b) - 0.2
         for b in ("FP", "4", "2")
-        for k in (8, 10)
+        for how, kind in UNSEEN.items()
     },
     "dwq-stops-no-patches": {
         f"{b}, {name}": 0.1 - abs(patched("dwq", b, attack) - patched("none", b, attack))

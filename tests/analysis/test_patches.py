@@ -596,12 +596,13 @@ def test_claims_are_judged_on_known_rates():
 
     def success(row):
         defence = row["params.defence"] if isinstance(row["params.defence"], str) else "none"
-        return rate[defence] + (int(row["params.attack.size"]) > 6) * (0.3 if defence == "pbat" else 0.05)
+        unseen = int(row["params.attack.size"]) > 6 or row["params.attack.placement"] == "anywhere"
+        return rate[defence] + unseen * (0.3 if defence == "pbat" else 0.05)
 
     attack = attacks(
         "experiment=patch_attacks bits=FP,4,2 seed=0 defence=none,dwq",
-        "experiment=patch_unseen bits=FP,4,2 seed=0 defence=dwq,qadt_r attack.placement=corners",
-        "experiment=patch_sizes bits=FP,4,2 seed=0 defence=pbat attack.placement=corners",
+        "experiment=patch_unseen bits=FP,4,2 seed=0 defence=dwq,qadt_r",
+        "experiment=patch_sizes bits=FP,4,2 seed=0 defence=pbat",
         success=success,
         n=1000,
     )
@@ -618,7 +619,8 @@ def test_claims_are_judged_on_known_rates():
         "qadt-r-keeps-clean-accuracy": FAILS,  # 0.04 less at 2 bits
     }
     effects = {finding.name: finding.estimate.value for finding in found["qadt-r-25-points-below"].findings}
-    assert effects["pbat 2, 8×8"] == pytest.approx(0.7 - 0.25 - 0.25)
+    assert len(effects) == 18
+    assert effects["pbat 2, 8×8"] == effects["pbat 2, anywhere"] == pytest.approx(0.7 - 0.25 - 0.25)
     accuracy = {finding.name: finding.estimate.value for finding in found["qadt-r-keeps-clean-accuracy"].findings}
     assert accuracy == pytest.approx({"FP": 0.02, "4": -0.01, "2": -0.02})
     assert [len(found["patches-transfer-to-2-bit"].absent), found["patches-transfer-to-2-bit"].findings] == [2, []]
