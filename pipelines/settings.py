@@ -139,7 +139,7 @@ def recipe(cfg: DictConfig) -> Recipe:
     """The configured training recipe."""
     try:
         settings = {**instantiate(cfg.training)}
-        for meta in ("name", "seed", "channels_last", "clipped_norm_scale"):
+        for meta in ("name", "seed", "channels_last", "clipped_norm_scale", "clipped_norm_in_units"):
             settings.pop(meta, None)
         chosen = Recipe(**settings)
     except (TypeError, ValueError, HydraException) as error:

@@ -24,7 +24,7 @@ from qnn.data import ImageData
 from qnn.defences import Defence
 from qnn.evaluation import evaluate
 from qnn.precision import Precision
-from qnn.quantizers import scale_clipped_norms
+from qnn.quantizers import learn_norms_plainly, scale_clipped_norms
 from qnn.switchable import at_every_width, at_width, widths_of
 
 KIND = "train"
@@ -106,7 +106,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         if start is not None:
             _start_from(net, start)
         elif (scale := cfg.training.get("clipped_norm_scale")) is not None:
-            scale_clipped_norms(net, scale)
+            scale_clipped_norms(net, scale, in_units=cfg.training.get("clipped_norm_in_units", False))
         if damaged := set_aside_damaged(scratch):
             say(f"{trained_name(cfg)}: {damaged} is damaged: it was set aside, the training begins anew")
         curves = Curves(scratch, tracker, result.facts.run_id)
@@ -128,6 +128,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
         except TrainingDivergedError:
             shutil.rmtree(scratch, ignore_errors=True)  # nothing there is worth going on from
             raise
+        learn_norms_plainly(net)
         seconds = time.perf_counter() - started
         figures, by_width = _evaluated(net, data)
         result.log_points(curves.points())

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from qnn.precision import Precision
 
@@ -135,11 +136,29 @@ class ClipActivation(QuantizerModule):
         return _ClipToLevels.apply(x, None)
 
 
-def scale_clipped_norms(net: nn.Module, scale: float) -> None:
+class _InUnits(nn.Module):
+    """A parameter that is learnt as a multiple of a unit."""
+
+    def __init__(self, unit: float) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def forward(self, multiple: Tensor) -> Tensor:
+        return multiple * self.unit
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return value / self.unit
+
+
+def scale_clipped_norms(net: nn.Module, scale: float, *, in_units: bool = False) -> None:
     """Let the batch norms whose output is clipped to [0, 1], perhaps behind a ReLU, start with a smaller scale.
 
     With PyTorch's, which is 1, a sixth of the activations begin above 1, where their gradient is 0. A scale below one
     quantisation step would round most of them to 0, so that it is `scale` or one step, whichever is more.
+
+    Args:
+        in_units: weight and bias are learnt as multiples of that scale, until `learn_norms_plainly`. A learning rate
+            then changes them relative to where they start as much as it does PyTorch's, not 1 / scale² times as much.
     """
     for layers in net.modules():
         if isinstance(layers, nn.Sequential):
@@ -147,7 +166,18 @@ def scale_clipped_norms(net: nn.Module, scale: float) -> None:
             for norm, activation in pairwise(kept):
                 if isinstance(norm, nn.BatchNorm2d) and isinstance(activation, DoReFaActivation | ClipActivation):
                     step = 0.0 if isinstance(activation, ClipActivation) else 1 / (2**activation.bits - 1)
-                    nn.init.constant_(norm.weight, max(scale, step))
+                    nn.init.constant_(norm.weight, unit := max(scale, step))
+                    if in_units:
+                        for name in ("weight", "bias"):
+                            parametrize.register_parametrization(norm, name, _InUnits(unit))
+
+
+def learn_norms_plainly(net: nn.Module) -> None:
+    """Undo `in_units` of `scale_clipped_norms`; what the norms compute stays."""
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d) and parametrize.is_parametrized(norm):
+            for name in ("weight", "bias"):
+                parametrize.remove_parametrizations(norm, name, leave_parametrized=True)
 
 
 class Quantizer(Protocol):

@@ -47,12 +47,13 @@ def test_the_same_training_is_not_done_twice_unless_forced(command, client):
 
 def test_a_recipe_scales_the_norms_before_clips_of_a_new_network(command, monkeypatch):
     scaled = []
-    monkeypatch.setattr(train, "scale_clipped_norms", lambda net, scale: scaled.append(scale))
+    monkeypatch.setattr(train, "scale_clipped_norms", lambda net, scale, in_units: scaled.append((scale, in_units)))
     common = ("bits=1", "training.epochs=1", "trainer.threads=1")
     assert command("train", *common) == 0
     assert scaled == []
     assert command("train", *common, "+training.clipped_norm_scale=0.5") == 0
-    assert scaled == [0.5]
+    assert command("train", *common, "+training.clipped_norm_scale=0.5", "+training.clipped_norm_in_units=true") == 0
+    assert scaled == [(0.5, False), (0.5, True)]
 
 
 def test_diverging_training_fails_with_its_reason(command, client, capsys):

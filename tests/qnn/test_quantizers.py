@@ -10,6 +10,7 @@ from qnn.quantizers import (
     DoReFaActivation,
     DoReFaWeight,
     Quantizer,
+    learn_norms_plainly,
     quantize_unit,
     scale_clipped_norms,
     straight_through,
@@ -230,6 +231,26 @@ def test_norms_before_a_clip_start_at_the_scale_given_or_one_step_and_no_others(
     clipped = {"stem.1", *(f"blocks.{i}.{part}.0" for i in range(3) for part in ("between", "after"))}
     for name, norm in norms.items():
         assert torch.equal(norm.weight, torch.full_like(norm.weight, scale if name in clipped else 1.0))
+
+
+def test_a_step_changes_norms_learnt_in_units_by_the_unit_squared_times_as_much():
+    def after_a_step(in_units: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        net = ResNet(DoReFa(4), n=1)
+        before = {name: value.clone() for name, value in net.state_dict().items() if name.startswith("stem.1.")}
+        scale_clipped_norms(net, 0.25, in_units=in_units)
+        before["stem.1.weight"].fill_(0.25)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        net(torch.rand(8, 3, 32, 32)).square().mean().backward()
+        optimizer.step()
+        learn_norms_plainly(net)
+        assert net.state_dict().keys() == ResNet(DoReFa(4), n=1).state_dict().keys()
+        return {name: net.state_dict()[name] - before[name] for name in ("stem.1.weight", "stem.1.bias")}
+
+    plain, in_units = after_a_step(False), after_a_step(True)
+    for name, change in plain.items():
+        assert change.abs().max() > 1e-4
+        torch.testing.assert_close(in_units[name], change / 16, rtol=1e-3, atol=1e-8)
 
 
 @pytest.mark.parametrize("quantizer", [DoReFa("FP"), Uniform(4)])
