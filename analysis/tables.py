@@ -25,6 +25,7 @@ from analysis.cells import ATTACKS, STUDY_BITS, bits_order, cell_table, newest
 from analysis.store import default_uri, load_runs
 
 MISSING = "missing"
+_NONE = "–"
 ADVERSARIAL_ACCURACY = "adv. acc."
 _FIGURES = {"adversarial_accuracy": (ADVERSARIAL_ACCURACY, 3), "l2": ("L2", 3), "linf": ("L∞", 3)}
 _PAPER_GRID = {"n": "1000", "seed": "0,1,2"}
@@ -43,6 +44,8 @@ _TEX = {
     "ε": r"$\varepsilon$",
     "|": r"$|$",
 }
+_KIND = ("params.quantizer", "params.model.net.topology", "params.defence")
+_REPLICATE = {"params.bits", "params.weight_bits", "params.activation_bits", "params.training.seed"}
 _SPREAD = re.compile(r" ± [\d.]+")
 TITLES = {
     "mnist_a": "Mnist A",
@@ -96,18 +99,37 @@ def accuracies(runs: pd.DataFrame) -> PaperTable:
         return table
     runs = newest(runs)
     columns: dict[str, pd.Series] = {}
+    lengths: dict[str, str] = {}
     for keys, group in runs.groupby(["params.data", "params.model"]):
         data, model = map(str, keys)
         for label, part in _by_settings(group):
+            title = section_title(model, data, label)
             found = part.groupby("params.bits")["metrics.test_accuracy"].agg(["mean", "std"]) * 100
             text = found.apply(lambda row: _with_spread(row["mean"], row["std"], 2), axis=1)
-            columns[section_title(model, data, label)] = text.reindex(_all_bits(found.index))
             absent = [bits for bits in STUDY_BITS if bits not in found.index]
-            if absent:
+            columns[title] = text.reindex(_all_bits(found.index), fill_value=_NONE if _is_control(part) else MISSING)
+            lengths[title] = _epochs(part)
+            if absent and not _is_control(part):
                 table.commands.append(_command("train", part, {"model": model, "data": data, "bits": ",".join(absent)}))
     frame = pd.DataFrame(columns)
     table.sections["Accuracy"] = frame.reindex(_all_bits(frame.index)).fillna(MISSING).rename_axis(None)
+    table.caption += f" Epochs: {'; '.join(f'{title} {epochs}' for title, epochs in lengths.items())}."
     return table
+
+
+def _is_control(trainings: pd.DataFrame) -> bool:
+    """Whether these are of a control topology, which has no quantised networks."""
+    return any(
+        name in trainings and bool((trainings[name] == value).all())
+        for name, value in (("params.quantizer", "clip_only"), ("params.model.net.topology", "quantized"))
+    )
+
+
+def _epochs(trainings: pd.DataFrame) -> str:
+    """As in ``20, with bits=2 60``: the number that most have first."""
+    bits = trainings.groupby("params.training.epochs")["params.bits"].unique()
+    usual, *others = sorted(bits.index, key=lambda epochs: -len(bits[epochs]))
+    return ", ".join([usual, *(f"with bits={','.join(sorted(bits[few], key=bits_order))} {few}" for few in others)])
 
 
 def direct_attacks(cells: pd.DataFrame, runs: pd.DataFrame) -> PaperTable:
@@ -246,17 +268,27 @@ def section_title(model: str, data: str, label: str = "") -> str:
     return TITLES.get(model, model) + (f" on {data}" if data else "") + (f" ({label})" if label else "")
 
 
-def _by_settings(group: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Split trainings of one model by the settings that differ at the same bits, the training seed aside."""
-    settings = [c for c in group.columns if c.startswith("params.")]
-    replicate = {"params.bits", "params.weight_bits", "params.activation_bits", "params.training.seed"}
-    texts = group[settings].astype(str)
-    free = [c for c in settings if c not in replicate and (texts.groupby("params.bits")[c].nunique() > 1).any()]
+def _by_settings(trainings: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Split trainings of one model by what kind of network it is, then by further settings that differ.
+
+    Only those that differ at the same bits; the training seed aside.
+    """
+    settings = [c for c in trainings.columns if c.startswith("params.") and c not in _REPLICATE]
+    return [
+        (", ".join(filter(None, (kind, label))), part)
+        for kind, alike in _split(trainings, [name for name in _KIND if name in settings])
+        for label, part in _split(alike, settings)
+    ]
+
+
+def _split(trainings: pd.DataFrame, settings: list[str]) -> list[tuple[str, pd.DataFrame]]:
+    texts = trainings[settings].astype(str)
+    free = [c for c in settings if (texts.groupby(trainings["params.bits"])[c].nunique() > 1).any()]
     if not free:
-        return [("", group)]
+        return [("", trainings)]
     return [
         (", ".join(f"{c.removeprefix('params.')}={value}" for c, value in zip(free, values, strict=True)), part)
-        for values, part in group.groupby(free, dropna=False)
+        for values, part in trainings.groupby(free, dropna=False)
     ]
 
 
