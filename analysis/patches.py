@@ -301,7 +301,7 @@ def _defence_names(study: Study) -> pd.Series:
         usual = settings[told_apart == first].iloc[0]
         for place in places[told_apart[places] != first]:
             odd = settings.loc[place]
-            names[place] += "".join(f", {name}={odd[name] or 'none'}" for name in _differing(odd, usual))
+            names[place] += "".join(f", {_spelt(name, odd[name])}" for name in _differing(odd, usual))
     return pd.Series(names.to_numpy(), index=runs["fingerprint"])
 
 
@@ -311,6 +311,14 @@ def _differing(settings: pd.Series, usual: pd.Series) -> list[str]:
     return [
         name for name in names if not name.startswith("start.") or name == "start.bits" or "start.bits" not in names
     ]
+
+
+def _spelt(name: str, value: str) -> str:
+    """
+    >>> _spelt("max_iter", "5"), _spelt("start.bits", ""), _spelt("widths", "None")
+    ('max_iter=5', 'start.bits=none', 'one width')
+    """
+    return "one width" if (name, value) == ("widths", "None") else f"{name}={value or 'none'}"
 
 
 def _in_short(column: str) -> str:
