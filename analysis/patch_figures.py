@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -108,7 +109,7 @@ def _against_bits(part: Patches, name: str, about: str) -> Iterator[Drawing]:
         return
     figure, axes = _panels(len(found))
     for axis, (attack, runs) in zip(axes, found.items(), strict=True):
-        _lines(axis, rates(runs, "defence", "bits"), WIDTHS)
+        _lines(axis, rates(runs, "defence", "bits"), WIDTHS, _forms(part.attacks["defence"]))
         axis.set_title(ATTACKS[attack])
         axis.set_xticks(range(len(WIDTHS)), WIDTHS)
         axis.set_xlabel("bits")
@@ -131,7 +132,7 @@ def _against_size(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     widths = sorted(several[several > 1].index, key=bits_key)
     figure, axes = _panels(len(widths))
     for axis, bits in zip(axes, widths, strict=True):
-        _lines(axis, rates(runs[runs["bits"] == bits], "defence", "size"), sizes)
+        _lines(axis, rates(runs[runs["bits"] == bits], "defence", "size"), sizes, _forms(part.attacks["defence"]))
         axis.set_title(bits_title(bits) if bits in WIDTHS else f"{bits_title(bits)}, not trained at")
         axis.set_xticks(range(len(sizes)), [f"{size}×{size}" for size in sizes])
         axis.set_xlabel("pixels")
@@ -156,8 +157,18 @@ def _labelled(figure: Figure, axes: np.ndarray) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, fontsize=7)
 
 
-def _lines(axis: Axes, found: Mapping[tuple, Rate], places: Sequence[object]) -> None:
-    """One line per defence, dashed where a setting is not the usual one; `found`: (defence, place) -> rate."""
+def _forms(defences: Iterable[str]) -> dict[str, str]:
+    """Markers and lines: of usual settings solid, of unusual ones broken, each of a defence in another way."""
+    forms: dict[str, str] = {}
+    broken: dict[str, Iterator[str]] = {}
+    for defence in in_order(defences):
+        others = broken.setdefault(_colour(defence), itertools.cycle(("o--", "s:", "^-.")))
+        forms[defence] = "o-" if defence in DEFENCES else next(others)
+    return forms
+
+
+def _lines(axis: Axes, found: Mapping[tuple, Rate], places: Sequence[object], forms: Mapping[str, str]) -> None:
+    """One line per defence, see `_forms`; `found`: (defence, place) -> rate."""
     defences = in_order(defence for defence, _ in found)
     for number, defence in enumerate(defences):
         mine = {places.index(place): rate for (of, place), rate in found.items() if of == defence}
@@ -166,8 +177,8 @@ def _lines(axis: Axes, found: Mapping[tuple, Rate], places: Sequence[object]) ->
         errors = np.abs(np.array([mine[place].interval for place in at]).T - values)
         shifted = np.array(at) + _SHIFT * (number - (len(defences) - 1) / 2)
         colour, label = _colour(defence), title_of(defence)
-        form, face = ("o-", colour) if defence in DEFENCES else ("o--", "white")
-        axis.errorbar(shifted, values, yerr=errors, fmt=form, mfc=face, color=colour, ms=3, lw=1, label=label)
+        face = colour if defence in DEFENCES else "white"
+        axis.errorbar(shifted, values, yerr=errors, fmt=forms[defence], mfc=face, color=colour, ms=3, lw=1, label=label)
 
 
 def _transfers(part: Patches, name: str, about: str) -> Iterator[Drawing]:
