@@ -116,8 +116,8 @@ def _against_bits(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     _labelled(figure, axes)
     yield (
         f"patch-bits-{name}",
-        f"{about}: success rate of white-box patches of {SIZE}×{SIZE} pixels against the width, with 95 % Wilson"
-        f" intervals; {_counted(pd.concat(found.values()))}.",
+        f"{about}: success rate of white-box patches of {SIZE}×{SIZE} pixels against the width, with 95 %"
+        f" intervals over images and seeds; {_counted(pd.concat(found.values()))}.",
         figure,
     )
 
@@ -139,8 +139,8 @@ def _against_size(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     _labelled(figure, axes)
     yield (
         f"patch-size-{name}",
-        f"{about}: success rate of one white-box LAVAN patch against its size, with 95 % Wilson intervals. Patches of"
-        f" {SIZE}×{SIZE} were trained on; {_counted(runs)}.",
+        f"{about}: success rate of one white-box LAVAN patch against its size, with 95 % intervals over images and"
+        f" seeds. Patches of {SIZE}×{SIZE} were trained on; {_counted(runs)}.",
         figure,
     )
 

@@ -43,7 +43,7 @@ _PUBLISHED_TITLES = {"none": "QAT", "pbat": "PBAT", "dwq": "DWQ", "triqdef": "Tr
 _RATES = (
     "Attack success rate: the share of images, all classified correctly without the patch, that are classified wrongly"
 )
-_INTERVALS = "95 % Wilson interval over images"
+_INTERVALS = "95 % interval over images and, where there are several, seeds"
 
 
 def all_tables(patches: Patches) -> list[PaperTable]:
@@ -288,7 +288,7 @@ def transfer(patches: Patches) -> PaperTable:
     if cells:
         sizes = [rate.n for rate in cells]
         widest = max(np.ptp(rate.interval) for rate in cells) / 2
-        table.caption += f" n = {counted(sizes)}; 95 % Wilson intervals are at most ± {widest:.3f}."
+        table.caption += f" n = {counted(sizes)}; 95 % intervals are at most ± {widest:.3f}."
     return table
 
 

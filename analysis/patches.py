@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 from analysis.cells import bits_order
-from analysis.statistics import wilson_interval
+from analysis.statistics import generator, mean_estimate, wilson_interval
 from analysis.study import Study
 
 DEFENCES = {
@@ -66,9 +67,11 @@ class Rate:
     def value(self) -> float:
         return self.hits / self.n
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval over images."""
+        """95 % interval: Wilson's over the images of a single run, else that of `mean_estimate`."""
+        if sum(map(len, self.by_training)) > 1:
+            return mean_estimate(self.samples(), generator(self.by_training)).interval
         low, high = wilson_interval(self.hits, self.n)
         return float(low), float(high)
 
@@ -79,7 +82,7 @@ class Rate:
         return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
     def samples(self) -> list[list[np.ndarray]]:
-        """Per training seed the zeros and ones of each attack seed, as for `analysis.statistics.mean_estimate`."""
+        """Per training seed the zeros and ones of each attack seed, as for `mean_estimate`."""
         return [[np.arange(n) < hits for hits, n in runs] for runs in self.by_training]
 
 
