@@ -25,12 +25,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from pipelines.claims import BusyError, Claim, hold
+from pipelines.delivery import deliver
 from pipelines.errors import InputError
 from pipelines.fingerprints import fingerprint
 from pipelines.progress import say
 from pipelines.results import Facts, Result, kept
 from pipelines.settings import is_of_disk, one_line, work_folder
-from pipelines.sync import deliver
 from pipelines.tracking import STORE_ERRORS, Tracker
 
 POLL_S = 5

@@ -9,7 +9,6 @@ if they still need to be.
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 import importlib
 import os
@@ -18,7 +17,6 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -38,73 +36,22 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from pipelines import status
-from pipelines.cells import POLL_S, Pipeline, open_tracker, process
+from pipelines.cells import POLL_S, Pipeline, open_tracker
 from pipelines.claims import SWEEP_FOLDER, BusyError, Claim, holder, is_held
+from pipelines.delivery import deliver_all
 from pipelines.errors import InputError
 from pipelines.findings import attach
 from pipelines.fingerprints import fingerprint
+from pipelines.jobs import task
 from pipelines.plan import Cell, Outcome, Sweep, duration
-from pipelines.processes import Process
-from pipelines.progress import heard_by, say
+from pipelines.progress import say
 from pipelines.results import Facts
 from pipelines.settings import one_line, work_folder
-from pipelines.sync import deliver_all
 from pipelines.tracking import STORE_ERRORS, Tracker, complete_fingerprints
 
 MAX_REPORTED = 10
 _parent: Claim | None = None  # of the sweep that this process launches
 _AXES_OF_ATTACKS = ("seed", "attack", "backend", "n=", "targets", "apply", "count")
-
-
-def run_job(pipeline: Pipeline, cfg: DictConfig, folder: Path) -> None:
-    """One job of a sweep: a failure is written down and does not stop the others."""
-    sweep = Sweep(folder)
-    key = fingerprint(pipeline.identity(cfg))
-    if any(cell.key == key and cell.complete for cell in sweep.cells):
-        return
-    if sweep.on_terminal and sweep.launcher.process != Process.this():
-        _redirect_output(folder)
-    begun = sweep.begin(key)
-    started = time.perf_counter()
-    try:
-        with heard_by(lambda text: sweep.begin(key, text, of=begun)):
-            done = process(pipeline, cfg, open_tracker(cfg, may_be_away=True), sweep.parent)
-        how = "undelivered" if done.undelivered else "complete" if done.was_complete else "done"
-        figures = headline(done.metrics) + ("; kept on disk" if done.undelivered else "")
-        own_seconds = done.metrics.get("seconds", done.seconds)
-        outcome = Outcome(how, done.seconds, own_seconds, reason=done.undelivered, figures=figures)
-    except BusyError as busy:
-        seconds = time.perf_counter() - started
-        outcome = Outcome("deferred", seconds, reason=str(busy), waits_for=busy.fingerprint, figures=f"put off, {busy}")
-    except Exception as error:
-        trace = "" if isinstance(error, InputError) else traceback.format_exc()
-        reason = one_line(error) or type(error).__name__
-        outcome = Outcome("failed", time.perf_counter() - started, reason=reason, trace=trace)
-    try:
-        sweep.record(key, outcome)
-    except OSError as error:
-        ended = outcome.reason or outcome.figures
-        say(f"{pipeline.label(cfg)}: {outcome.status}: {ended}; this could not be noted: {one_line(error)}")
-
-
-@functools.cache
-def _redirect_output(folder: Path) -> None:
-    """Let what this worker's libraries print go to a file, where it does not run into the live table."""
-    log = os.open(folder / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for descriptor in (1, 2):
-        if os.isatty(descriptor):
-            os.dup2(log, descriptor)
-    os.close(log)
-
-
-def headline(metrics: Mapping[str, float]) -> str:
-    """The one or two figures of a cell worth a glance."""
-    if "mean_adversarial_accuracy" in metrics:
-        return f"mean adversarial accuracy {metrics['mean_adversarial_accuracy']:.3f}"
-    if "adversarial_accuracy" in metrics:
-        l2 = f", L2 {metrics['l2']:.3f}" if "l2" in metrics else ""
-        return f"adversarial accuracy {metrics['adversarial_accuracy']:.3f}{l2}"
-    return f"test accuracy {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else "done"
 
 
 class SweepCallback(Callback):
@@ -223,8 +170,6 @@ def _complete_and_claimed(config: DictConfig) -> tuple[set[str], set[str]]:
 
 
 def _launch_again(config: DictConfig, jobs: list[list[str]]) -> None:
-    from pipelines.cli import task
-
     context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=Callbacks())
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
     launcher.launch(jobs, initial_job_idx=0)
