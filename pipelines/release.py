@@ -37,9 +37,10 @@ _INTRODUCTION = """# Released networks
 
     python -m pipelines.attack weights=released model=MODEL data=DATA bits=BITS training.seed=SEED
 
-attacks a network of this folder. Nothing is trained. Weights of k-bit layers are k-bit codes, everything else is
-float32; *of float32* is the size beside that of the same network with all weights in float32. Each network was
-loaded back from its file and reached exactly the accuracy of its training run.
+attacks a network of this folder; where there are several of that kind, `training=RECIPE` says which. Nothing is
+trained. Weights of k-bit layers are k-bit codes, everything else is float32; *of float32* is the size beside that of
+the same network with all weights in float32. Each network was loaded back from its file and reached exactly the
+accuracy of its training run.
 
 Written by `python -m pipelines.release`."""
 
@@ -94,10 +95,11 @@ def release(run: dict[Any, Any], uri: str, out: Path) -> Path:
 
 
 def folder_name(described: dict[str, Any]) -> str:
-    """As in ``mnist_a-mnist-FP-clip_only-seed0``."""
+    """As in ``mnist_a-mnist-FP-clip_only-mnist_fast-seed0``."""
     controls = [setting.partition("=")[2] for setting in departures(described)]
-    seed = described["training"]["seed"]
-    return "-".join([described["model"], described["data"], described["bits"], *controls, f"seed{seed}"])
+    training = described["training"]
+    names = [described["model"], described["data"], described["bits"], *controls, training["name"]]
+    return "-".join([*names, f"seed{training['seed']}"])
 
 
 def _data_of(run: dict[Any, Any], digest: str) -> ImageData:
@@ -121,7 +123,7 @@ def overview(folder: Path) -> str:
     rows = pd.DataFrame([_row(path, described) for path, described in listed])
     networks = pd.DataFrame(
         {
-            **rows[["model", "data", "bits", "training seed"]].astype(str),
+            **rows[["model", "data", "bits", "recipe", "epochs", "training seed"]].astype(str),
             "test accuracy": [f"{a:.2%} (n = {n:,})" for a, n in zip(rows["accuracy"], rows["images"], strict=True)],
             **_sizes(rows),
             "SHA-256": "`" + rows["sha256"].str[:12] + "`",
@@ -136,12 +138,14 @@ def overview(folder: Path) -> str:
 
 
 def _row(path: Path, described: dict[str, Any]) -> dict[str, Any]:
-    size = (path / WEIGHTS).stat().st_size
+    size, training = (path / WEIGHTS).stat().st_size, described["training"]
     return {
         "model": " ".join([described["model"], *departures(described)]),
         "data": described["data"],
         "bits": described["bits"],
-        "training seed": described["training"]["seed"],
+        "recipe": training["name"],
+        "epochs": training["epochs"],
+        "training seed": training["seed"],
         "accuracy": described["test_accuracy"],
         "images": described["test_images"],
         "bytes": size,
@@ -162,8 +166,9 @@ def _sizes(rows: pd.DataFrame) -> dict[str, list[str]]:
 
 
 def _order(described: dict[str, Any]) -> tuple[object, ...]:
-    seed = described["training"]["seed"]
-    return described["model"], described["data"], departures(described), bits_order(described["bits"]), seed
+    training = described["training"]
+    kind = (described["model"], described["data"], departures(described), bits_order(described["bits"]))
+    return *kind, training["name"], training["seed"]
 
 
 def _markdown(frame: pd.DataFrame) -> str:

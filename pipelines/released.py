@@ -19,6 +19,8 @@ from qnn.precision import Precision
 def choose(cfg: DictConfig, data: ImageData) -> Path:
     """The folder of the released network of a config: its model, quantiser, bits, data set and training seed.
 
+    Where there are several, that of the config's training recipe.
+
     Raises:
         InputError: there is none; says which there are.
     """
@@ -33,6 +35,7 @@ def choose(cfg: DictConfig, data: ImageData) -> Path:
             bits=bits,
             data=data.name,
             training_seed=seed,
+            recipe=cfg.training.name,
         )
     except CheckpointError as error:
         raise InputError(str(error)) from error
@@ -62,11 +65,11 @@ def departures(described: dict[str, Any]) -> list[str]:
 def _available(model: str) -> str:
     """The released networks of a model as overrides, or the models there are networks of."""
     listed = list(released.descriptions(released.FOLDER).values())
-    widths: dict[str, list[str]] = {}
+    widths: dict[str, set[str]] = {}
     for described in listed:
         if described["model"] == model:
             others = [f"data={described['data']}", f"training.seed={described['training']['seed']}"]
-            widths.setdefault(" ".join([*others, *departures(described)]), []).append(described["bits"])
+            widths.setdefault(" ".join([*others, *departures(described)]), set()).add(described["bits"])
     if widths:
         by_width = {others: ",".join(sorted(bits, key=bits_order)) for others, bits in widths.items()}
         return "there are " + ", ".join(f"bits={bits} {others}" for others, bits in by_width.items())

@@ -19,22 +19,26 @@ def descriptions(folder: Path) -> dict[Path, dict[str, Any]]:
     return {path.parent: read_description(path.parent) for path in sorted(folder.glob(f"*/{DESCRIPTION}"))}
 
 
-def find(folder: Path, *, net: dict[str, Any], quantizer: str, bits: str, data: str, training_seed: int) -> Path | None:
+def find(
+    folder: Path, *, net: dict[str, Any], quantizer: str, bits: str, data: str, training_seed: int, recipe: str
+) -> Path | None:
     """The folder of the released network with these settings, if there is one.
 
     Args:
         net: settings of the model class, with its `_target_`.
         bits: as `str(Precision)` writes it.
         data: name of the data set it was trained on.
+        recipe: name of the training recipe, which decides between several.
 
     Raises:
         CheckpointError: a description is damaged.
     """
     wanted = {"net": net, "quantizer": quantizer, "bits": bits, "data": data}
+    found: dict[str, Path] = {}
     for path, described in descriptions(folder).items():
         training = described.get("training")
-        if not isinstance(training, dict) or "seed" not in training:
+        if not isinstance(training, dict) or not {"name", "seed"} <= training.keys():
             raise CheckpointError(f"{path / DESCRIPTION} does not say what the network was trained with")
         if all(described.get(name) == value for name, value in wanted.items()) and training["seed"] == training_seed:
-            return path
-    return None
+            found[training["name"]] = path
+    return found.get(recipe, next(iter(found.values()), None))

@@ -69,9 +69,11 @@ def row_of(text: str, *first: str) -> list[str]:
 def test_released_networks_are_packed_and_say_what_they_are(shipped: Path, store: Path):
     folders = {path.name for path in shipped.iterdir() if path.is_dir()}
     assert folders == {
-        "mnist_a-digits-1-seed0", "mnist_a-digits-w4a2-seed0", "mnist_a-digits-FP-clip_only-seed2",
-    }  # fmt: skip
-    described = read_description(shipped / "mnist_a-digits-1-seed0")
+        "mnist_a-digits-1-mnist_fast-seed0",
+        "mnist_a-digits-w4a2-mnist_fast-seed0",
+        "mnist_a-digits-FP-clip_only-mnist_fast-seed2",
+    }
+    described = read_description(shipped / "mnist_a-digits-1-mnist_fast-seed0")
     (run,) = [run for run in runs_of(client_of(store), "train") if run.data.params["bits"] == "1"]
     assert described["fingerprint"] == run.data.tags["fingerprint"]
     assert (described["test_accuracy"], described["test_images"]) == (run.data.metrics["test_accuracy"], 450)
@@ -101,15 +103,26 @@ def test_every_pipeline_takes_a_released_network(networks: Path, command, client
     assert command("attack", "-m", "bits=1,w4a2", "n=5", *RELEASED) == 0
     assert command("evaluate", "bits=FP", "quantizer=clip_only", "training.seed=2", *RELEASED) == 0
     (evaluated,) = runs_of(client, "evaluate")
-    described = read_description(networks / "mnist_a-digits-FP-clip_only-seed2")
+    described = read_description(networks / "mnist_a-digits-FP-clip_only-mnist_fast-seed2")
     assert evaluated.data.metrics["test_accuracy"] == described["test_accuracy"]
     assert {run.data.params["network"] for run in runs_of(client, "attack")} == {
-        read_description(networks / f"mnist_a-digits-{bits}-seed0")["fingerprint"] for bits in ("1", "w4a2")
+        read_description(networks / f"mnist_a-digits-{bits}-mnist_fast-seed0")["fingerprint"] for bits in ("1", "w4a2")
     }
 
 
+@pytest.mark.parametrize(("recipe", "chosen"), [("mnist_short", "mnist_short"), ("resnet_fast", "mnist_fast")])
+def test_of_two_alike_the_recipe_decides(networks: Path, recipe: str, chosen: str):
+    folder = networks / "mnist_a-digits-1-mnist_fast-seed0"
+    described = read_description(folder)
+    other = shutil.copytree(folder, networks / "mnist_a-digits-1-mnist_short-seed0") / DESCRIPTION
+    other.write_text(json.dumps({**described, "training": {**described["training"], "name": "mnist_short"}}))
+    wanted = {name: described[name] for name in ("net", "quantizer", "bits", "data")}
+    found = released.find(networks, **wanted, training_seed=0, recipe=recipe)
+    assert found == networks / f"mnist_a-digits-1-{chosen}-seed0"
+
+
 def test_a_packed_folder_is_a_stored_network(networks: Path, command, client):
-    folder = networks / "mnist_a-digits-1-seed0"
+    folder = networks / "mnist_a-digits-1-mnist_fast-seed0"
     assert command("attack", "bits=1", f"network={folder}", "n=5", "trainer.accelerator=cpu") == 0
     (run,) = runs_of(client, "attack")
     assert run.data.params["network"] == read_description(folder)["fingerprint"]
@@ -167,14 +180,14 @@ def test_nothing_released_at_all_is_said(command, tmp_path: Path, monkeypatch, c
     ids=["weights", "json"],
 )
 def test_damaged_release_is_noticed_before_anything_runs(file, message, networks: Path, command, capsys):
-    path = networks / "mnist_a-digits-1-seed0" / file
+    path = networks / "mnist_a-digits-1-mnist_fast-seed0" / file
     path.write_bytes(path.read_bytes()[:-100])
     assert command("attack", "bits=1", *RELEASED) == 1
     assert_one_line_with(message, capsys)
 
 
 def test_a_description_without_its_training_is_damaged(networks: Path, command, capsys):
-    path = networks / "mnist_a-digits-1-seed0" / DESCRIPTION
+    path = networks / "mnist_a-digits-1-mnist_fast-seed0" / DESCRIPTION
     described = json.loads(path.read_text())
     del described["training"]
     path.write_text(json.dumps(described))
@@ -185,13 +198,20 @@ def test_a_description_without_its_training_is_damaged(networks: Path, command, 
 def test_table_lists_every_network_and_the_sizes_by_width(shipped: Path):
     text = (shipped / release.README).read_text()
     for name, first in {
-        "mnist_a-digits-1-seed0": ("mnist_a", "digits", "1"),
-        "mnist_a-digits-w4a2-seed0": ("mnist_a", "digits", "w4a2"),
-        "mnist_a-digits-FP-clip_only-seed2": ("mnist_a quantizer=clip_only", "digits", "FP", "2"),
+        "mnist_a-digits-1-mnist_fast-seed0": ("mnist_a", "digits", "1"),
+        "mnist_a-digits-w4a2-mnist_fast-seed0": ("mnist_a", "digits", "w4a2"),
+        "mnist_a-digits-FP-clip_only-mnist_fast-seed2": (
+            "mnist_a quantizer=clip_only",
+            "digits",
+            "FP",
+            "mnist_fast",
+            "1",
+            "2",
+        ),
     }.items():
         described = read_description(shipped / name)
         size = (shipped / name / WEIGHTS).stat().st_size
-        accuracy, written, _, digest = row_of(text, *first)[4:]
+        accuracy, written, _, digest = row_of(text, *first)[6:]
         assert accuracy == f"{described['test_accuracy']:.2%} (n = 450)"
         assert written == f"{size:,}"
         assert digest == f"`{described['sha256'][:12]}`"
@@ -220,7 +240,7 @@ def test_releases_add_up_and_repeat_themselves(uri: str, shipped: Path, tmp_path
 def test_one_run_is_released_by_its_id(store: Path, uri: str, tmp_path: Path):
     (run,) = [run for run in runs_of(client_of(store), "train") if run.data.params["bits"] == "w4a2"]
     assert release.main([run.info.run_id, "--tracking-uri", uri, "--out", str(tmp_path)]) == 0
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["mnist_a-digits-w4a2-seed0"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["mnist_a-digits-w4a2-mnist_fast-seed0"]
 
 
 @pytest.mark.parametrize(
@@ -274,10 +294,10 @@ def test_network_that_does_not_do_what_was_tracked_is_not_released(
 
 
 def test_a_released_network_is_not_replaced_by_one_of_another_training(networks: Path, uri: str, capsys):
-    path = networks / "mnist_a-digits-1-seed0" / DESCRIPTION
+    path = networks / "mnist_a-digits-1-mnist_fast-seed0" / DESCRIPTION
     path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "other"}))
     assert release.main(["--tracking-uri", uri, "--bits", "1", "--out", str(networks)]) == 1
-    assert_one_line_with("mnist_a-digits-1-seed0 holds a network of another training", capsys)
+    assert_one_line_with("mnist_a-digits-1-mnist_fast-seed0 holds a network of another training", capsys)
     assert json.loads(path.read_text())["fingerprint"] == "other"
 
 
