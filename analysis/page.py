@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.tables import STYLE, PaperTable, flat
+
+_LONG = 4  # sections, from which on a page has a table of contents
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Section:
     parts: Sequence[PaperTable | Picture | pd.DataFrame | Markup] = ()
     code: Sequence[str] = ()
 
+    @property
+    def anchor(self) -> str:
+        """As in ``is-the-robustness-real``."""
+        return re.sub(r"\W+", "-", self.heading.lower()).strip("-")
+
 
 def markdown(title: str, sections: Sequence[Section], figures: Path, note: str) -> str:
     """The report in Markdown; `figures` is the folder of the pictures, relative to it."""
@@ -60,9 +68,10 @@ def markdown(title: str, sections: Sequence[Section], figures: Path, note: str) 
 
 def html(title: str, sections: Sequence[Section], figures: Path, note: str, lead: str = "") -> str:
     """One HTML file that needs no other; `figures` is the folder the pictures are read from, `lead` HTML."""
-    body = [f"<h1>{escape(title)}</h1>{lead}"]
+    body = [f"<h1>{escape(title)}</h1>{lead}", _contents(sections)]
     for section in sections:
-        body.append(f"<h2>{escape(section.heading)}</h2>" + (f"<p>{escape(section.text)}</p>" if section.text else ""))
+        body.append(f'<h2 id="{section.anchor}">{escape(section.heading)}</h2>')
+        body.append(f"<p>{escape(section.text)}</p>" if section.text else "")
         body += [_part(part, figures) for part in section.parts]
         if section.code:
             body.append(f"<pre>{escape(chr(10).join(section.code))}</pre>")
@@ -74,6 +83,19 @@ def html(title: str, sections: Sequence[Section], figures: Path, note: str, lead
     )
     page = f"<head>{head}</head><body>{''.join(body)}<script>{script}</script></body>"
     return f'<!doctype html><html lang="en">{page}</html>\n'
+
+
+def _contents(sections: Sequence[Section]) -> str:
+    """Links to the sections and the tables in them; none on a short page."""
+    if len(sections) < _LONG:
+        return ""
+    items = []
+    for section in sections:
+        tables = [part for part in section.parts if isinstance(part, PaperTable) and part.heading != section.heading]
+        below = "".join(f'<li><a href="#{part.name}">{escape(part.heading)}</a></li>' for part in tables)
+        link = f'<a href="#{section.anchor}">{escape(section.heading)}</a>'
+        items.append(f"<li>{link}{below and f'<ul>{below}</ul>'}</li>")
+    return f'<nav aria-label="Contents"><ul>{"".join(items)}</ul></nav>'
 
 
 def _part(part: PaperTable | Picture | pd.DataFrame | Markup, figures: Path) -> str:
@@ -88,7 +110,7 @@ def _part(part: PaperTable | Picture | pd.DataFrame | Markup, figures: Path) -> 
             f'<h4>{escape(name)}</h4><div class="wide" tabindex="0">{frame.to_html(border=0)}</div>'
             for name, frame in part.sections.items()
         ]
-        return f"<h3>{escape(part.heading)}</h3><p>{escape(part.caption)}</p>{''.join(tables)}"
+        return f'<h3 id="{part.name}">{escape(part.heading)}</h3><p>{escape(part.caption)}</p>{"".join(tables)}'
     return f'<div class="wide text" tabindex="0">{part.to_html(index=False, border=0)}</div>'
 
 

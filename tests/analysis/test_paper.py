@@ -157,9 +157,13 @@ def test_made_twice_it_is_the_same_to_the_byte(study, made, tmp_path):
 
 def test_the_html_report_needs_no_other_file(made):
     text = (made / "report.html").read_text()
-    sources = re.findall(r'(?:src|href)\s*=\s*"([^"]*)"', text)
+    sources = re.findall(r'src\s*=\s*"([^"]*)"', text)
     assert len(sources) == len(FIGURES)
     assert all(source.startswith("data:image/png;base64,") for source in sources)
+    links = re.findall(r'href\s*=\s*"#([^"]*)"', text)
+    assert len(links) == text.count("href") > 10
+    assert {*links} <= {*re.findall(r'<h[23] id="([^"]*)"', text)}
+    assert len({*links}) == len(links)
     assert not re.search(r"url\(|@import|<script[^>]+src|<link", text)
 
 

@@ -118,7 +118,7 @@ def test_the_page_has_a_row_per_cell_and_a_link_per_run(uri, parents, page):
     assert sorted(linked) == sorted(
         run.info.run_id for kind in ("attack", "train") for run in runs_of(MlflowClient(uri), kind)
     )
-    assert f"runs/{parents[1].info.run_id}" in page.partition("<h2>")[0]
+    assert f"runs/{parents[1].info.run_id}" in page.partition("<h2 ")[0]
 
 
 def test_the_page_loads_nothing(page):
