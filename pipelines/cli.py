@@ -9,6 +9,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from pipelines.claims import SWEEP_FOLDER
 from pipelines.settings import one_line
 from pipelines.status import stop_watching
 
@@ -38,6 +39,13 @@ def launch(name: str) -> int:
 
         interrupted()
         return 130
+    except Exception as error:
+        if SWEEP_FOLDER not in os.environ:
+            raise
+        from pipelines.sweep import launcher_failed
+
+        launcher_failed(error)
+        return 1
     return 0
 
 

@@ -215,6 +215,16 @@ def interrupted() -> None:
     signal.signal(signal.SIGINT, handler)
 
 
+def launcher_failed(error: Exception) -> None:
+    """Sum up what ended with the launcher, as when a worker takes more memory than there is and is killed."""
+    sweep = Sweep(Path(os.environ[SWEEP_FOLDER]))
+    log = sweep.folder / "launcher.log"
+    log.write_text("".join(traceback.format_exception(error)))
+    say(f"the launcher failed: {next(iter(str(error).strip().splitlines()), type(error).__name__)}; details: {log}")
+    sum_up(sweep)
+    _end(sweep, RunStatus.FAILED)
+
+
 def _end(sweep: Sweep, how: int) -> None:
     """Let the parent run say how the sweep ended, and the runs of processes that were stopped that they were."""
     global _parent

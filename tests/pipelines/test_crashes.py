@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pipelines.plan import Sweep
 from tests.pipelines.conftest import enter, runs_of
 from tests.pipelines.launching import Launcher, contents, differences, finish, start, wait_for
 
@@ -120,6 +121,22 @@ def test_ctrl_c_ends_parallel_workers_too(workspace, client):
     assert wait_for(lambda: not in_group(process.pid), seconds=20), said
     assert {run.info.status for run in runs_of(client, "sweep")} == {"KILLED"}
     assert "RUNNING" not in {run.info.status for kind in ("train", "attack") for run in runs_of(client, kind)}
+
+
+@pytest.mark.full
+def test_a_worker_that_is_killed_ends_the_sweep_with_a_summary(workspace, client):
+    sweep = (*SWEEP[1:], "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    process = start(workspace, *sweep)
+    assert wait_for(lambda: phase(workspace) in ("training", "attacking"), process)
+    (plan,) = workspace.glob("outputs/sweeps/*/plan.json")
+    worker = next(iter(Sweep(plan.parent).at_work().values())).process
+    os.kill(worker.pid, signal.SIGKILL)
+    said = finish(process, status=1)
+    assert "the launcher failed: A worker process managed by the executor was unexpectedly terminated" in said
+    assert "run the same command again to do what is missing" in said
+    assert "Traceback" not in said
+    assert {run.info.status for run in runs_of(client, "sweep")} == {"FAILED"}
+    finish(start(workspace, *sweep))
 
 
 def in_group(group: int) -> list[str]:
