@@ -1,9 +1,9 @@
 """Parallel starts on a store that is not there yet: ``python -m benchmarks.cold_store --out benchmarks/cold_store.md``.
 
-In each round eight processes begin at the same moment in an empty folder, each with a cell of its own; four of them
-share a network that is not trained yet, the other four another one. A round is good if all eight succeed, every cell
-is complete exactly once, and there are two trainings. The processes are forked from one that has imported everything,
-so that they meet in the store at the same moment.
+In each round eight processes begin at the same moment, in one empty folder or each in one of its own, with a cell each;
+four of them share a network that is not trained yet, the other four another one. A round is good if all eight succeed,
+every cell is complete exactly once, and there are two trainings. The processes are forked from one that has imported
+everything, so that they meet in the store at the same moment.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ CELLS = [(bits, name, seed) for bits in ("FP", "1") for name in ("fgsm", "jsma")
 QUICK = ["training.epochs=1", "+training.steps_per_epoch=3", "n=5", "trainer.threads=1", "trainer.accelerator=cpu"]
 
 
-def run_cell(folder: str, cell: tuple[str, str, int], ready: Barrier) -> None:
+def run_cell(folder: Path, uri: str, cell: tuple[str, str, int], ready: Barrier) -> None:
     bits, name, seed = cell
+    folder.mkdir(exist_ok=True)
     os.chdir(folder)
-    sys.argv = [f"pipelines.{attack.KIND}", f"bits={bits}", f"attack={name}", f"seed={seed}", *QUICK]
+    asked = [f"bits={bits}", f"attack={name}", f"seed={seed}", f"tracking.uri={uri}"]
+    sys.argv = [f"pipelines.{attack.KIND}", *asked, *QUICK]
     said = io.StringIO()
     ready.wait()
     with redirect_stderr(said):
@@ -44,20 +46,24 @@ def run_cell(folder: str, cell: tuple[str, str, int], ready: Barrier) -> None:
     os._exit(status)
 
 
-def one_round() -> dict[str, object]:
-    with tempfile.TemporaryDirectory() as folder:
+def one_round(folders: int) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as place:
+        uri = f"sqlite:///{Path(place) / 'mlflow.db'}"
         context = multiprocessing.get_context("fork")
         ready = context.Barrier(WORKERS)
-        processes = [context.Process(target=run_cell, args=(folder, cell, ready)) for cell in CELLS]
+        processes = [
+            context.Process(target=run_cell, args=(Path(place) / str(number % folders), uri, cell, ready))
+            for number, cell in enumerate(CELLS)
+        ]
         started = time.perf_counter()
         for process in processes:
             process.start()
         for process in processes:
             process.join()
-        uri = f"sqlite:///{Path(folder) / 'mlflow.db'}"
         runs = load_runs("attack", uri)
         complete = Counter(runs["fingerprint"]) if len(runs) else Counter()
         return {
+            "folders": folders,
             "succeeded": sum(process.exitcode == 0 for process in processes),
             "cells complete": len(complete),
             "complete more than once": sum(count > 1 for count in complete.values()),
@@ -80,7 +86,7 @@ def main() -> None:
         os.environ.pop(name, None)
     rows = []
     for number in range(1, chosen.rounds + 1):
-        rows.append({"round": number, **one_round()})
+        rows.append({"round": number, **one_round(folders=1 if number % 2 else WORKERS)})
         print(rows[-1], flush=True)
     good = sum(map(is_good, rows))
     table = pd.DataFrame(rows).to_markdown(index=False)

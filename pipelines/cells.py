@@ -93,7 +93,6 @@ def open_tracker(cfg: DictConfig, *, may_be_away: bool = False) -> Tracker:
         settings.uri,
         study=cfg.study,
         artifacts=settings.artifacts,
-        work=work_folder(cfg),
         tags=_launch_tags(),
         may_be_away=may_be_away,
     )

@@ -18,7 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,6 @@ class Tracker:
         *,
         study: str,
         artifacts: str,
-        work: Path,
         tags: Mapping[str, str] | None = None,
         may_be_away: bool = False,
     ) -> Tracker:
@@ -108,7 +107,6 @@ class Tracker:
         Args:
             study: name of the experiment.
             artifacts: where a new experiment of a file store keeps its artifacts.
-            work: folder of the lock that parallel starts take.
             tags: what every run started through this tracker carries.
             may_be_away: go on without a store that cannot be reached.
 
@@ -117,8 +115,7 @@ class Tracker:
         """
         tracker = cls(uri, study, tags, artifacts)
         try:
-            with FileLock(work / "store.lock"):
-                tracker.connect()
+            tracker.connect()
         except InputError:
             if not may_be_away:
                 raise
@@ -143,14 +140,22 @@ class Tracker:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         mlflow.set_tracking_uri(self.uri)
         try:
-            experiment = self.client.get_experiment_by_name(self.study)
-            if experiment is None:
-                place = Path(self._artifacts).absolute().as_uri() if self.uri.startswith(_SQLITE) else None
-                self.client.create_experiment(self.study, artifact_location=place, tags=_OF_TRAINING)
-            elif experiment.lifecycle_stage == "deleted":
-                raise InputError(f"study={self.study} was deleted in the tracking store: restore it or choose another")
+            with _alone_in(self.uri):
+                experiment = self.client.get_experiment_by_name(self.study)
+                if experiment is None:
+                    self._begin_study()
         except (*STORE_ERRORS, OSError) as error:
             raise InputError(f"the tracking store {self.uri} cannot be used: {one_line(error)[:300]}") from error
+        if experiment is not None and experiment.lifecycle_stage == "deleted":
+            raise InputError(f"study={self.study} was deleted in the tracking store: restore it or choose another")
+
+    def _begin_study(self) -> None:
+        place = Path(self._artifacts).absolute().as_uri() if self.uri.startswith(_SQLITE) else None
+        try:
+            self.client.create_experiment(self.study, artifact_location=place, tags=_OF_TRAINING)
+        except MlflowException:
+            if self.client.get_experiment_by_name(self.study) is None:  # else another machine was first
+                raise
 
     @functools.cached_property
     def client(self) -> MlflowClient:
@@ -456,6 +461,11 @@ def _check_reachable(uri: str) -> None:
                 pass
         except (OSError, sqlite3.Error) as error:
             raise InputError(f"the tracking store {path} cannot be used ({error}): set tracking.uri") from error
+
+
+def _alone_in(uri: str) -> AbstractContextManager:
+    """Keeps others out of a database file: MLflow makes its tables in steps that only one process may take."""
+    return FileLock(f"{uri.removeprefix(_SQLITE)}.lock") if uri.startswith(_SQLITE) else nullcontext()
 
 
 @functools.cache

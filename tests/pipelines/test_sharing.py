@@ -1,6 +1,7 @@
 """Two launchers of one sweep at once share the work."""
 
 import multiprocessing
+import os
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_every_cell_is_computed_once_by_one_of_two_launchers(preloaded, workspac
 
 def contend(folder: Path, seconds: float) -> bool:
     """Whether this process gets the claim that others want at the same time, and keeps for a while."""
-    tracker = Tracker.open(f"sqlite:///{folder / 'mlflow.db'}", study="s", artifacts="mlartifacts", work=folder)
+    tracker = Tracker.open(f"sqlite:///{folder / 'mlflow.db'}", study="s", artifacts="mlartifacts")
     facts = tracker.facts("cell", kind="attack", fingerprint="f" * 16, params={}, parent=None, note="")
     try:
         tracker.claim(facts)
@@ -58,8 +59,33 @@ def contend(folder: Path, seconds: float) -> bool:
     return True
 
 
+def open_from(folder: Path) -> str:
+    folder.mkdir()
+    os.chdir(folder)
+    return Tracker.open(f"sqlite:///{folder.parent / 'mlflow.db'}", study="s", artifacts="mlartifacts").experiment_id
+
+
+def test_a_store_that_is_not_there_yet_is_made_once_by_launches_from_several_folders(cold):
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["pipelines.tracking"])
+    meet = processes.Barrier(4).wait
+    with ProcessPoolExecutor(4, mp_context=processes, initializer=meet) as pool:
+        studies = list(pool.map(open_from, [cold / str(number) for number in range(4)]))
+    assert len(set(studies)) == 1
+
+
+def test_a_study_that_another_machine_begins_meanwhile_is_used(workspace, monkeypatch):
+    first = Tracker.open("sqlite:///mlflow.db", study="s", artifacts="mlartifacts")
+    second = Tracker(first.uri, "s")
+    answers = iter([None])
+    find = second.client.get_experiment_by_name
+    monkeypatch.setattr(second.client, "get_experiment_by_name", lambda name: next(answers, find(name)))
+    second.connect()
+    assert second.experiment_id == first.experiment_id
+
+
 def test_one_of_many_claimants_wins(workspace):
-    Tracker.open("sqlite:///mlflow.db", study="s", artifacts="mlartifacts", work=workspace)
+    Tracker.open("sqlite:///mlflow.db", study="s", artifacts="mlartifacts")
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["pipelines.tracking"])
     with ProcessPoolExecutor(6, mp_context=processes) as pool:
@@ -68,7 +94,7 @@ def test_one_of_many_claimants_wins(workspace):
 
 
 def test_claims_of_dead_processes_and_old_claims_do_not_hold(workspace: Path, monkeypatch):
-    tracker = Tracker.open("sqlite:///mlflow.db", study="s", artifacts="mlartifacts", work=workspace)
+    tracker = Tracker.open("sqlite:///mlflow.db", study="s", artifacts="mlartifacts")
     facts = tracker.facts("cell", kind="attack", fingerprint="f" * 16, params={}, parent=None, note="")
     claim = tracker.claim(facts)
     client = MlflowClient(tracker.uri)
