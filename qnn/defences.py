@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from qnn.precision import Precision
 from qnn.recipes import Step
 from qnn.regularizers import FeatureDisalignment, GradientInconsistency, GradientNoise, Regularizer, stage_ends
-from qnn.switchable import set_width
+from qnn.switchable import set_width, widths_of
 
 Order = Literal["cycle", "cycle_shuffled", "random", "epoch", "all", "lowest"]
 AttackWidth = Literal["trained", "full", "mixed", "adaptive"]
@@ -136,7 +136,7 @@ class Defence(nn.Module):
             raise ValueError(f"share={share} is out of range: it must be a number in [0, 1]")
         if regularizers and adversary is None:
             raise ValueError("the regularisers see adversarial images only: give an adversary")
-        names = tuple(str(Precision.parse(width)) for width in widths or ())
+        names = tuple(dict.fromkeys(str(Precision.parse(width)) for width in widths or ()))
         entries = {str(Precision.parse(width)): entry for width, entry in (enters or {}).items()}
         self.schedule = Schedule(names, order, entries)
         self.adversary, self.share, self.attack_width = adversary, share, attack_width
@@ -151,6 +151,8 @@ class Defence(nn.Module):
 
     def check(self, net: nn.Module, epochs: int) -> None:
         """Raise ValueError if a network cannot be trained like this, or not at all its widths in so many epochs."""
+        if lacking := sorted(set(self.schedule.widths) - set(widths_of(net))):
+            raise ValueError(f"widths {', '.join(lacking)} are to be trained, but the network does not run at them")
         if late := self.schedule.never_trained(epochs):
             raise ValueError(f"{epochs} epochs are too few: widths {', '.join(late)} would never be trained")
         if self.gradient_noise is not None or any(isinstance(term, FeatureDisalignment) for term in self.regularizers):
