@@ -7,6 +7,7 @@ compare each with the one before it, and are found broken by chance more often.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -93,18 +94,18 @@ def checks(family: Patches) -> dict[tuple[str, str], Checks]:
         key = (defence, bits)
         own = {name: part[key] for name, part in seen.items() if key in part}
         transferred = best_transfer(family.transfers, defence, bits)
-        steps, attempts = _along(budgets.get(key, {}))
+        budget = budgets.get(key, {})
         by_rule = {
             "surrogate": _check(own, "surrogate", "patch"),
             "transfer": Check((transferred, own["patch"])) if transferred and "patch" in own else Check(),
             "noise": _check(own, "noise", "patch"),
             "transferred noise": Check((own["noise"], transferred)) if transferred and "noise" in own else Check(),
             "size": _series({size: rate for (*of, size), rate in sizes.items() if tuple(of) == key}, "{0}×{0}"),
-            "steps": _series(steps, "{0}"),
-            "attempts": _series(attempts, "{0}"),
+            "steps": _series(_along(budget, axis=1), "{0}"),
+            "attempts": _series(_along(budget, axis=0), "{0}"),
             "gradient-free": _check(own, "squares", "located"),
         }
-        known = [*own.values(), *budgets.get(key, {}).values(), *([transferred] if transferred else [])]
+        known = [*own.values(), *budget.values(), *([transferred] if transferred else [])]
         found[key] = Checks(by_rule, max(known, key=lambda rate: rate.value, default=None))
     return found
 
@@ -142,13 +143,11 @@ def _budgets(attacks: pd.DataFrame, each: pd.DataFrame) -> dict[tuple[str, str],
     return found
 
 
-def _along(budgets: dict[tuple[int, int], Rate]) -> tuple[dict[int, Rate], dict[int, Rate]]:
-    """Rates by steps at the most attempts, and by attempts at the most steps."""
-    attempts, steps = (max((key[axis] for key in budgets), default=0) for axis in (0, 1))
-    return (
-        {count: rate for (tries, count), rate in budgets.items() if tries == attempts},
-        {tries: rate for (tries, count), rate in budgets.items() if count == steps},
-    )
+def _along(budgets: dict[tuple[int, int], Rate], axis: int) -> dict[int, Rate]:
+    """Rates by attempts (axis 0) or steps (axis 1), at that number of the other that has most, or the higher."""
+    others = Counter(key[1 - axis] for key in budgets)
+    held = max(others, key=lambda value: (others[value], value), default=None)
+    return {key[axis]: rate for key, rate in budgets.items() if key[1 - axis] == held}
 
 
 def _check(own: dict[str, Rate], less: str, more: str) -> Check:

@@ -469,6 +469,15 @@ def test_rules_without_runs_are_not_counted():
     assert (found.tested, found.verdict) == (1, "no sign of masking (1 of 8 rules)")
 
 
+def test_steps_and_attempts_are_judged_without_the_whole_grid():
+    each = f"{SMALL} attack=patch_lavan defence=none attack.universal=false attack.craft=attacked"
+    budgets = ("attack.max_iter=10 attack.num_random_init=1,5", "attack.max_iter=50 attack.num_random_init=1")
+    attack = attacks(*(f"{each} {budget}" for budget in budgets), success=as_real)
+    rules = checks(read(study(attack)).of(FAMILY))["none", "2"].by_rule
+    assert rules["steps"].labels == ["10", "50"]
+    assert rules["attempts"].labels == ["1", "5"]
+
+
 def aligned():
     """Alignment of one undefended network per width, FP and 2 bits."""
     runs = trainings("none").iloc[:1].assign(**{"params.bits": "FP 2", "fingerprint": "al"})
