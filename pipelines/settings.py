@@ -107,7 +107,7 @@ def trained_widths(cfg: DictConfig) -> tuple[str, ...]:
     """The widths of a network that is trained for several; none for one trained at `bits` alone.
 
     Raises:
-        InputError: no list of bit widths.
+        InputError: no list of bit widths, or of a single one that is not `bits`.
     """
     widths = cfg.defence.widths
     if widths is None:
@@ -115,9 +115,13 @@ def trained_widths(cfg: DictConfig) -> tuple[str, ...]:
     if not isinstance(widths, ListConfig) or not widths:
         raise InputError(f"defence.widths={widths} must be a list, as in defence.widths=[FP,8,4,2], or null")
     try:
-        return tuple(dict.fromkeys(str(Precision.parse(width)) for width in widths))
+        names = tuple(dict.fromkeys(str(Precision.parse(width)) for width in widths))
+        is_other = len(names) == 1 and names[0] != str(Precision.parse(cfg.bits))
     except ValueError as error:
-        raise InputError(f"defence.widths: {error}") from error
+        raise InputError(f"defence.widths and bits: {error}") from error
+    if is_other:
+        raise InputError(f"defence.widths={widths} trains {names[0]} alone, not bits={cfg.bits}: give both the same")
+    return names if len(names) > 1 else ()
 
 
 def objective(cfg: DictConfig) -> nn.Module | None:

@@ -69,7 +69,7 @@ class Schedule:
     @property
     def ever_trained(self) -> tuple[str, ...]:
         """The widths that a long enough training trains."""
-        return (min(self.widths, key=_bits),) if self.order == "lowest" else self.widths
+        return tuple(sorted(self.widths, key=_bits)[:1]) if self.order == "lowest" else self.widths
 
     def active(self, step: Step) -> tuple[str, ...]:
         """The widths that have entered."""
@@ -97,7 +97,7 @@ class Defence(nn.Module):
     """A training objective: cross-entropy of clean and of adversarial images, and regularisers.
 
     Args:
-        widths: trained widths of a switchable network; None for a network of one width.
+        widths: trained widths of a switchable network; None, or that width alone, for a network of one width.
         order, enters: see `Schedule`.
         adversary: ``adversary(net, images, labels, seed=…)`` whose result has `x_adv`; None: clean training.
         share: of each batch that is replaced by adversarial images.
@@ -137,6 +137,8 @@ class Defence(nn.Module):
         if regularizers and adversary is None:
             raise ValueError("the regularisers see adversarial images only: give an adversary")
         names = tuple(dict.fromkeys(str(Precision.parse(width)) for width in widths or ()))
+        if len(names) == 1:
+            names, enters = (), None
         entries = {str(Precision.parse(width)): entry for width, entry in (enters or {}).items()}
         self.schedule = Schedule(names, order, entries)
         self.adversary, self.share, self.attack_width = adversary, share, attack_width

@@ -42,7 +42,7 @@ def switchable(build: Callable[[str], nn.Module], widths: Sequence[str], *, norm
     Args:
         build: an untrained network of a width; the same but for its quantisers at every width.
         norms: ``switchable``: a batch norm for each width (as DWQ and slimmable networks have);
-            ``shared``: one for all. Of a single width it is the same.
+            ``shared``: one for all.
 
     Raises:
         ValueError: no width, or the networks differ in more than their quantisers.
@@ -50,8 +50,6 @@ def switchable(build: Callable[[str], nn.Module], widths: Sequence[str], *, norm
     names = list(dict.fromkeys(str(Precision.parse(width)) for width in widths))
     if not names:
         raise ValueError("a network needs at least one width")
-    if len(names) == 1:  # at FP the batch norms are all that can be switched
-        norms = "switchable"
     nets = {name: build(name) for name in names}
     net = nets[names[0]]
     places = {name: {place for place, _ in other.named_modules()} for name, other in nets.items()}

@@ -8,6 +8,7 @@ import torch
 from hydra import compose, initialize_config_module
 from mlflow import MlflowClient
 from omegaconf import DictConfig
+from torch import nn
 
 from attacks import lavan, load_examples, select_correct
 from pipelines import attack, networks, released, settings, train
@@ -69,11 +70,23 @@ def test_undefended_networks_have_the_fingerprint_they_had_before_there_were_def
     assert "defence" in train.identity(composed("bits=4", "defence.widths=[FP,4]"))
 
 
+def test_a_single_width_is_a_network_of_one_width():
+    cfg = composed("defence=qadt_r_fixed", "bits=FP")  # Mnist A has nothing that could be switched at FP
+    assert settings.trained_widths(cfg) == ()
+    train.check_network(cfg)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
+    images, labels = torch.rand(4, 1, 28, 28), torch.arange(4)
+    objective = settings.objective(cfg)
+    assert objective.trained_widths == ()
+    assert objective(net, images, labels, Step(0, 5, 0))["loss"].requires_grad
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["defence.widths=4"], "must be a list"),
         (["defence.widths=[FP,99]"], "bits=99 is not a bit width"),
+        (["defence.widths=[2]", "bits=4"], "trains 2 alone, not bits=4"),
         (["defence=qadt_r", "defence.objective.gir=loud"], "gir=loud is unknown"),
         (["defence=qadt_r", "defence.widths=[FP,1]"], "no 1-bit weights"),
         (["defence=triqdef", "defence.widths=[FP,2]"], "not trained: 4, 5"),

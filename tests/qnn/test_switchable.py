@@ -65,15 +65,6 @@ def test_shared_norms_are_one_for_all_widths():
     assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in build("2").parameters())
 
 
-@pytest.mark.parametrize("norms", ["switchable", "shared"])
-@pytest.mark.parametrize("width", ["FP", "2"])
-def test_a_single_width_can_be_set_too(width, norms):
-    net = switchable(build, [width, width], norms=norms)
-    set_width(net, width)
-    assert widths_of(net) == (width,)
-    assert not any(isinstance(module, Switchable) for module in at_width(net, width).modules())
-
-
 def test_training_at_one_width_leaves_the_norms_of_the_others_alone(trained):
     net = copy.deepcopy(trained).train()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
