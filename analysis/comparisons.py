@@ -35,19 +35,22 @@ def headline(study: Study, ours: Ours) -> PaperTable:
     paper = Paper(published.table6())
     for model in MODELS:
         trained = select(study, sweeps(model)["table3"])
-        accuracies = {
-            bits: part["metrics.test_accuracy"].mean()
-            for bits, part in (trained.groupby("params.bits") if len(trained) else [])
-        }
+        of_bits = {bits: _training(part) for bits, part in (trained.groupby("params.bits") if len(trained) else [])}
         rows = {}
         for bits in STUDY_BITS:
             if cells := _in_short(ours, paper, model, bits):
-                accuracy = f"{100 * accuracies[bits]:.2f} %" if bits in accuracies else _NONE
-                rows[bits] = {"test accuracy": accuracy, **cells}
+                rows[bits] = {**of_bits.get(bits, {"epochs": _NONE, "test accuracy": _NONE}), **cells}
         if rows:
             section = section_title(model, published.DATA_OF_MODEL[model])
             table.sections[section] = pd.DataFrame.from_dict(rows, orient="index")
     return table
+
+
+def _training(trained: pd.DataFrame) -> dict[str, str]:
+    return {
+        "epochs": ", ".join(sorted(trained["params.training.epochs"].unique(), key=int)),
+        "test accuracy": f"{100 * trained['metrics.test_accuracy'].mean():.2f} %",
+    }
 
 
 def _in_short(ours: Ours, paper: Paper, model: str, bits: str) -> dict[str, str]:

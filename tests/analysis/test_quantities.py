@@ -116,8 +116,8 @@ def test_the_headline_has_the_paper_s_attacks_beside_what_all_of_one_budget_leav
     assert row.pop("FGSM, ε = 0.25").startswith(".600 (.5")
     assert row.pop("CW").endswith(") [.037]")
     assert row == {
-        "test accuracy": "–", "any attack": ".100", "JSMA": "–", "UAP": "–", "CW, Adam": "–", "Boundary": "–",
-        "images": "50 to 100",
+        "epochs": "–", "test accuracy": "–", "any attack": ".100", "JSMA": "–", "UAP": "–", "CW, Adam": "–",
+        "Boundary": "–", "images": "50 to 100",
     }  # fmt: skip
 
 
