@@ -6,20 +6,19 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from analysis.cells import bits_order
 from analysis.page import data_uri
+from analysis.store import NoArtifactError, artifact
 
 _STEP = re.compile(r"clean_adversarial_difference\D+step\D(\d+)\D.*\.png")
 _AXES = ("data", "model", "bits", "attack", "seed")
@@ -49,7 +48,12 @@ def gallery(runs: pd.DataFrame, uri: str, budget: int) -> Gallery:
         runs: attack runs, as `analysis.store.load_runs` gives them.
         budget: characters of HTML the images may take.
     """
-    stored = [_run(row, uri) for row in _ordered(runs)]
+    with ExitStack() as fetched:
+        stored = [_run(row, uri, fetched) for row in _ordered(runs)]
+        return _shown(stored, budget)
+
+
+def _shown(stored: Sequence[_Run], budget: int) -> Gallery:
     shown: list[list[str]] = [[] for _ in stored]
     total = sum(len(run.files) for run in stored)
     size = 0
@@ -80,8 +84,16 @@ def _ordered(runs: pd.DataFrame) -> list[dict[str, str]]:
                                          int(row["params.seed"]), bits_order(row["params.bits"])))  # fmt: skip
 
 
-def _run(row: dict[str, str], uri: str) -> _Run:
-    folder, table = (_download(row["run_id"], name, uri) for name in ("images", "per_image.json"))
+def _run(row: dict[str, str], uri: str, fetched: ExitStack) -> _Run:
+    """What a run keeps; its files last as long as `fetched`."""
+
+    def kept(path: str) -> Path | None:
+        try:
+            return fetched.enter_context(artifact(uri, row["run_id"], path))
+        except NoArtifactError:
+            return None
+
+    folder, table = kept("images"), kept("per_image.json")
     found = (
         {int(match[1]): path for path in folder.iterdir() if (match := _STEP.fullmatch(path.name))} if folder else {}
     )
@@ -149,9 +161,3 @@ def _is_enlarged(pixels: np.ndarray, factor: int) -> bool:
     if any(side % factor for side in pixels.shape[:2]):
         return False
     return np.array_equal(pixels, pixels[::factor, ::factor].repeat(factor, 0).repeat(factor, 1))
-
-
-def _download(run_id: str, path: str, uri: str) -> Path | None:
-    with suppress(MlflowException, OSError):
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, tracking_uri=uri))
-    return None

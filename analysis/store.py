@@ -5,10 +5,12 @@ MLflow makes an object of every parameter, metric and tag, which takes half a mi
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
+import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,14 @@ _COMPLETE = """FROM runs JOIN experiments USING (experiment_id) JOIN tags USING 
     WHERE runs.lifecycle_stage = 'active' AND experiments.lifecycle_stage = 'active'
     AND run_uuid IN (SELECT run_uuid FROM tags WHERE key = 'complete' AND value = 'true')"""
 _OF_KIND = f"SELECT run_uuid {_COMPLETE} AND tags.key = 'kind' AND tags.value = ?"
+
+
+class ArtifactError(LookupError):
+    """What a run keeps cannot be had."""
+
+
+class NoArtifactError(ArtifactError):
+    """The run does not keep what was asked for."""
 
 
 @dataclass
@@ -90,6 +100,47 @@ def complete_fingerprints(uri: str) -> set[str]:
         return {value for (value,) in _query(uri, f"SELECT tags.value {_COMPLETE} AND tags.key = 'fingerprint'")}
     runs = _search(uri, list(_studies_of_server(uri)), "tags.complete = 'true'")
     return {run.data.tags["fingerprint"] for run in runs}
+
+
+@contextmanager
+def artifact(uri: str, run_id: str, path: str, scratch: Path | None = None) -> Iterator[Path]:
+    """A file or folder that a run keeps, on this machine while the block lasts.
+
+    The store's own where that lies here, which is not to be changed; else a copy that is removed after the block.
+    (`mlflow.artifacts.download_artifacts` copies every time, and leaves the copy.)
+
+    Args:
+        scratch: the folder to copy into, made if need be (default: the system's for temporary files).
+
+    Raises:
+        NoArtifactError: the run has no such artifact.
+        ArtifactError: there is no such run, or the artifact cannot be fetched.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    with ExitStack() as copies:
+        try:
+            repository = _repository(absolute_uri(uri), run_id)
+            if path not in {listed.path for listed in repository.list_artifacts(path.rpartition("/")[0] or None)}:
+                raise NoArtifactError(f"run {run_id} has no artifact {path}")
+            into = None
+            if not isinstance(repository, LocalArtifactRepository):
+                if scratch is not None:
+                    scratch.mkdir(parents=True, exist_ok=True)
+                into = copies.enter_context(tempfile.TemporaryDirectory(dir=scratch))
+            found = Path(repository.download_artifacts(path, into))
+        except (MlflowException, OSError) as error:
+            raise ArtifactError(f"artifact {path} of run {run_id} cannot be fetched: {error}") from error
+        yield found
+
+
+@functools.lru_cache(maxsize=1024)
+def _repository(uri: str, run_id: str) -> Any:
+    from mlflow import MlflowClient
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(MlflowClient(uri).get_run(run_id).info.artifact_uri, tracking_uri=uri)
 
 
 def _from_file(uri: str, kind: str, studies: Sequence[str]) -> list[_Run]:

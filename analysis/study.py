@@ -16,19 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow
 import pyarrow.parquet
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from analysis.cells import newest
-from analysis.store import default_uri, load_runs
+from analysis.store import NoArtifactError, artifact, default_uri, load_runs
 from analysis.tables import provenance
 
 KINDS = ("train", "attack", "transfer", "alignment", "sensitivity")
@@ -89,14 +86,13 @@ def from_store(uri: str, studies: Sequence[str] = ()) -> Study:
     Raises:
         LookupError: the store has no such study.
     """
-    client = MlflowClient(uri)
     runs = {kind: _newest(load_runs(kind, uri, studies)) for kind in KINDS}
-    tables = {name: _tables(client, runs[kind], artifact) for name, (kind, artifact) in TABLES.items()}
+    tables = {name: _tables(uri, runs[kind], path) for name, (kind, path) in TABLES.items()}
     tables["images"] = _slim(tables["images"])
     pictures: dict[str, np.ndarray] = {}
     images = dict(list(tables["images"].groupby("fingerprint", observed=True)))
     for row in _progress(runs["attack"], "pictures"):
-        pictures |= _pictures(client, row, images.get(row["fingerprint"]))
+        pictures |= _pictures(uri, row, images.get(row["fingerprint"]))
     return Study(**runs, **tables, pictures=pictures)
 
 
@@ -199,13 +195,12 @@ def _progress(runs: pd.DataFrame, what: str) -> Iterator[pd.Series]:
         yield row
 
 
-def _tables(client: MlflowClient, runs: pd.DataFrame, artifact: str) -> pd.DataFrame:
+def _tables(uri: str, runs: pd.DataFrame, path: str) -> pd.DataFrame:
     """One artifact table of all runs that have it, with the runs' fingerprints."""
     found = []
-    for row in _progress(runs, artifact):
-        path = _artifact(client, row["run_id"], artifact)
-        if path is not None:
-            split = json.loads(path.read_text())
+    for row in _progress(runs, path):
+        with suppress(NoArtifactError), artifact(uri, row["run_id"], path) as table:
+            split = json.loads(table.read_text())
             found.append(pd.DataFrame(split["data"], columns=split["columns"]).assign(fingerprint=row["fingerprint"]))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame({"fingerprint": pd.Series(dtype=str)})
 
@@ -219,45 +214,43 @@ def _slim(images: pd.DataFrame) -> pd.DataFrame:
     return images.astype({**narrow, **floats, **flags, "fingerprint": "category"}) if len(images) else images
 
 
-def _pictures(client: MlflowClient, row: pd.Series, images: pd.DataFrame | None) -> dict[str, np.ndarray]:
+def _pictures(uri: str, row: pd.Series, images: pd.DataFrame | None) -> dict[str, np.ndarray]:
     """The first adversarial examples of a run and their snapshots; of Boundary the farthest, too."""
-    found = {}
-    key = row["fingerprint"]
+    found: dict[str, np.ndarray] = {}
     attack = row["params.attack"]
-    shown = attack in _PICTURED or (attack.startswith(_PATCHES) and row["params.seed"] == "0")
-    examples = _artifact(client, row["run_id"], "examples/adversarial.safetensors") if shown else None
-    if examples is not None and attack.startswith(_PATCHES):
-        with safe_open(examples, framework="numpy") as stored:
-            universal = "patch" in set(stored.keys()) and len(stored.get_slice("patch").get_shape()) == 3
-            if universal:
-                found[f"{key}.patch"] = _bytes(stored.get_tensor("patch"))
-                found[f"{key}.first"] = _bytes(stored.get_slice("x_adv")[:PICTURES])
-    elif examples is not None and images is not None:
-        l2 = images["l2"].where(images["success"], 0).to_numpy()
-        order = np.argsort(-l2, kind="stable") if attack == "boundary" else np.arange(len(l2))
-        with safe_open(examples, framework="numpy") as stored:
-            found[f"{key}.{_PICTURED[attack]}"] = _bytes(stored.get_tensor("x_adv")[order[:PICTURES]])
-    snapshots = _artifact(client, row["run_id"], "examples/snapshots.safetensors")
-    if snapshots is not None:
-        stored_snapshots = load_file(snapshots)
-        found[f"{key}.clean"] = _bytes(stored_snapshots["clean"][:PICTURES])
-        found[f"{key}.snapshots"] = _bytes(stored_snapshots["images"][:, :PICTURES])
-        found[f"{key}.iterations"] = stored_snapshots["iterations"]
-    return found
+    if attack in _PICTURED or (attack.startswith(_PATCHES) and row["params.seed"] == "0"):
+        with suppress(NoArtifactError), artifact(uri, row["run_id"], "examples/adversarial.safetensors") as examples:
+            found |= _of_patches(examples) if attack.startswith(_PATCHES) else _of_images(examples, attack, images)
+    with suppress(NoArtifactError), artifact(uri, row["run_id"], "examples/snapshots.safetensors") as snapshots:
+        stored = load_file(snapshots)
+        found["clean"] = _bytes(stored["clean"][:PICTURES])
+        found["snapshots"] = _bytes(stored["images"][:, :PICTURES])
+        found["iterations"] = stored["iterations"]
+    return {f"{row['fingerprint']}.{name}": pictures for name, pictures in found.items()}
+
+
+def _of_patches(examples: Path) -> dict[str, np.ndarray]:
+    """A universal patch and the first images with it; nothing of patches for one image each."""
+    with safe_open(examples, framework="numpy") as stored:
+        if "patch" not in set(stored.keys()) or len(stored.get_slice("patch").get_shape()) != 3:
+            return {}
+        return {
+            "patch": _bytes(stored.get_tensor("patch")),
+            "first": _bytes(stored.get_slice("x_adv")[:PICTURES]),
+        }
+
+
+def _of_images(examples: Path, attack: str, images: pd.DataFrame | None) -> dict[str, np.ndarray]:
+    if images is None:
+        return {}
+    l2 = images["l2"].where(images["success"], 0).to_numpy()
+    order = np.argsort(-l2, kind="stable") if attack == "boundary" else np.arange(len(l2))
+    with safe_open(examples, framework="numpy") as stored:
+        return {_PICTURED[attack]: _bytes(stored.get_tensor("x_adv")[order[:PICTURES]])}
 
 
 def _bytes(images: np.ndarray) -> np.ndarray:
     return np.round(images * 255).astype(np.uint8)
-
-
-def _artifact(client: MlflowClient, run_id: str, path: str) -> Path | None:
-    with suppress(MlflowException, OSError):
-        folder = path.rpartition("/")[0]
-        if path in {listed.path for listed in client.list_artifacts(run_id, folder or None)}:
-            return Path(
-                mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, tracking_uri=client.tracking_uri)
-            )
-    return None
 
 
 def main(arguments: list[str] | None = None) -> int:

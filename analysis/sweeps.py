@@ -6,9 +6,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -16,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from analysis import figures, tables
 from analysis.cells import cell_table, newest
-from analysis.store import load_runs
+from analysis.store import NoArtifactError, artifact, load_runs
 from analysis.tables import PaperTable
 
 CELLS = "cells.json"
@@ -104,7 +102,6 @@ def _members(runs: pd.DataFrame, keys: set[str], parent: str) -> pd.DataFrame:
 
 def _planned(uri: str, run_id: str) -> set[str]:
     """The fingerprints of a sweep's cells; none of a sweep that has not ended, whose runs are known by their parent."""
-    with suppress(MlflowException, OSError):
-        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=CELLS, tracking_uri=uri)
-        return set(json.loads(Path(path).read_text()))
+    with suppress(NoArtifactError), artifact(uri, run_id, CELLS) as cells:
+        return set(json.loads(cells.read_text()))
     return set()

@@ -34,6 +34,7 @@ from pipelines.settings import is_of_disk, one_line, work_folder
 from pipelines.tracking import STORE_ERRORS, Tracker
 
 POLL_S = 5
+FETCHED = "fetched"
 _NAMED_BY_TABLES = {"model", "bits", "attack", "seed", "experiment", "study", "n", "data", "force"}
 _OF_OTHERS = {"targets", "apply", "count", "compare", "cell", "images", "stride"}  # what attacks have no use for
 
@@ -59,15 +60,15 @@ class Done:
 
     Attributes:
         run_id: None while its result is yet to be delivered.
-        folder: for its artifacts on this machine, if it has one.
+        folder: for its artifacts on this machine.
         undelivered: why its result is kept on disk for now; empty once it is in the store.
     """
 
     fingerprint: str
     run_id: str | None
+    folder: Path
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    folder: Path | None = None
     undelivered: str = ""
     seconds: float = 0.0
     was_complete: bool = False
@@ -79,11 +80,11 @@ class Done:
 
     def artifact(self, path: str, tracker: Tracker) -> Path:
         """One of its artifacts on this machine; what comes from a server is kept, for when that is away."""
-        if self.folder is not None and (self.folder / path).exists():
-            return self.folder / path
-        if self.run_id is None:
+        if self.run_id is not None:
+            return tracker.download(self.run_id, path, keep_in=self.folder)
+        if not (self.folder / path).exists():
             raise InputError(f"{path} of {self.fingerprint} is gone from {self.folder}: run the same command again")
-        return tracker.download(self.run_id, path, keep_in=self.folder)
+        return self.folder / path
 
 
 def open_tracker(cfg: DictConfig, *, may_be_away: bool = False) -> Tracker:
@@ -164,17 +165,17 @@ def _complete(work: Path, key: str, tracker: Tracker) -> Done | None:
             if run is None:
                 return None
             folder = _fetched(work, key, run.info.run_id)
-            return Done(key, run.info.run_id, run.data.params, run.data.metrics, folder, was_complete=True)
+            return Done(key, run.info.run_id, folder, run.data.params, run.data.metrics, was_complete=True)
     networks = sorted(_fetched(work, key, "").parent.glob(f"{key}-*/network"))
     if not networks:
         return None
     folder = networks[0].parent
-    return Done(key, folder.name.rpartition("-")[2], folder=folder, was_complete=True)
+    return Done(key, folder.name.rpartition("-")[2], folder, was_complete=True)
 
 
 def _fetched(work: Path, key: str, run_id: str) -> Path:
     """Where artifacts of a run are kept that came from a server."""
-    return work / "fetched" / f"{key}-{run_id}"
+    return work / FETCHED / f"{key}-{run_id}"
 
 
 def _kept(work: Path, key: str, tracker: Tracker) -> Done | None:
@@ -204,7 +205,7 @@ def _done(result: Result, **state: Any) -> Done:
     else:
         run_id = str(facts.run_id)
         folder = _fetched(result.folder.parent.parent, facts.fingerprint, run_id)
-    return Done(facts.fingerprint, run_id, facts.params, result.metrics, folder, result.undelivered, **state)
+    return Done(facts.fingerprint, run_id, folder, facts.params, result.metrics, result.undelivered, **state)
 
 
 @contextmanager

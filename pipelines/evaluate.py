@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from attacks import AdversarialExamples, load_examples, per_image_record, summarise
 from pipelines import networks, settings, train
 from pipelines.attack import EXAMPLES, TABLE
-from pipelines.cells import leaf, open_tracker
+from pipelines.cells import FETCHED, leaf, open_tracker
 from pipelines.errors import InputError
 from pipelines.progress import say
 from pipelines.results import Result
@@ -149,7 +149,9 @@ def _examples(cfg: DictConfig) -> AdversarialExamples:
 
 def _examples_path(cfg: DictConfig) -> Path:
     named = str(cfg.examples)
-    return open_tracker(cfg).download(named, EXAMPLES) if re.fullmatch(r"[0-9a-f]{32}", named) else Path(named)
+    if not re.fullmatch(r"[0-9a-f]{32}", named):
+        return Path(named)
+    return open_tracker(cfg).download(named, EXAMPLES, settings.work_folder(cfg) / FETCHED / named)
 
 
 def _source(examples: AdversarialExamples) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attacks.selection import Selection, select_correct
 from pipelines import released, settings, train
-from pipelines.cells import open_tracker, process
+from pipelines.cells import FETCHED, open_tracker, process
 from pipelines.errors import InputError
 from pipelines.fingerprints import fingerprint, plain, quantizer_identity
 from pipelines.tracking import Tracker
@@ -160,7 +160,8 @@ def locate(cfg: DictConfig, data: ImageData, tracker: Tracker | None) -> tuple[P
         return released.choose(cfg, data), None
     named = str(cfg.network)
     if _RUN_ID.fullmatch(named):
-        return (tracker or open_tracker(cfg)).download(named, train.ARTIFACT), named
+        keep_in = settings.work_folder(cfg) / FETCHED / named
+        return (tracker or open_tracker(cfg)).download(named, train.ARTIFACT, keep_in), named
     folder = Path(named)
     if not folder.is_dir():
         raise InputError(f"network={named} is neither a folder with a stored network nor an MLflow run id")

@@ -20,11 +20,10 @@ from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 
 from analysis.cells import bits_order, newest
-from analysis.store import default_uri, load_runs
+from analysis.store import ArtifactError, artifact, default_uri, load_runs
 from pipelines import settings
 from pipelines.errors import InputError
 from pipelines.released import departures
-from pipelines.tracking import download
 from pipelines.train import ARTIFACT
 from qnn.checkpoint import WEIGHTS, CheckpointError, read_description, rebuild, save_packed
 from qnn.data import ImageData
@@ -75,15 +74,15 @@ def release(run: dict[Any, Any], uri: str, out: Path) -> Path:
     """Pack the network of a training run into a folder in `out`, once it is known to do what it did there.
 
     Raises:
+        ArtifactError: the run's network cannot be had.
         InputError: another accuracy than tracked, other data, or the folder holds another training.
     """
-    stored = download(uri, run["run_id"], ARTIFACT)
-    described = read_description(stored)
-    target = out / folder_name(described)
-    if target.exists() and read_description(target)["fingerprint"] != described["fingerprint"]:
-        raise InputError(f"{target} holds a network of another training than run {run['run_id']}: delete it first")
-    data = _data_of(run, described["data_digest"])
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
+    with artifact(uri, run["run_id"], ARTIFACT) as stored, tempfile.TemporaryDirectory(dir=out) as scratch:
+        described = read_description(stored)
+        target = out / folder_name(described)
+        if target.exists() and read_description(target)["fingerprint"] != described["fingerprint"]:
+            raise InputError(f"{target} holds a network of another training than run {run['run_id']}: delete it first")
+        data = _data_of(run, described["data_digest"])
         packed = Path(scratch) / target.name
         save_packed(packed, rebuild(stored), {**described, "test_images": len(data.test)})
         accuracy, tracked = evaluate(rebuild(packed), data.test)["accuracy"], run["metrics.test_accuracy"]
@@ -194,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
             size = (folder / WEIGHTS).stat().st_size
             print(f"{folder.name}: test accuracy {run['metrics.test_accuracy']:.2%}, {size:,} bytes", flush=True)
             (out / README).write_text(overview(out))
-    except (InputError, CheckpointError) as error:
+    except (InputError, CheckpointError, ArtifactError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"written to {out.absolute()}")

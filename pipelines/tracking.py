@@ -11,10 +11,8 @@ import functools
 import json
 import logging
 import os
-import shutil
 import sqlite3
 import subprocess
-import tempfile
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
@@ -380,16 +378,24 @@ class Tracker:
             if claims.read(run) is not None and claims.holder(run) is None:
                 self.end(run.info.run_id, RunStatus.KILLED, "its process ended before it did")
 
-    def download(self, run_id: str, artifact_path: str, keep_in: Path | None = None) -> Path:
-        """An artifact on this machine; one that comes from a server is put into `keep_in`."""
-        found = download(self.uri, run_id, artifact_path)
-        if keep_in is None or not self.uri.startswith(("http://", "https://")):
-            return found
+    def download(self, run_id: str, artifact_path: str, keep_in: Path) -> Path:
+        """An artifact on this machine: the store's own where that lies here, else a copy kept in `keep_in`.
+
+        Raises:
+            InputError: the run has no such artifact, or it cannot be fetched.
+        """
         final = keep_in / artifact_path
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=keep_in) as scratch, suppress(OSError):  # another job was first
-            shutil.move(found, Path(scratch) / final.name)
-            (Path(scratch) / final.name).rename(final)
+        if final.exists():
+            return final
+        try:
+            with store.artifact(self.uri, run_id, artifact_path, scratch=keep_in) as found:
+                if not found.is_relative_to(keep_in):
+                    return found
+                final.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(OSError):  # another job was first
+                    found.rename(final)
+        except store.ArtifactError as error:
+            raise InputError(one_line(error)[:300]) from error
         return final
 
 
@@ -406,18 +412,6 @@ def complete_fingerprints(uri: str) -> set[str]:
         return store.complete_fingerprints(uri)
     except sqlite3.Error as error:
         raise InputError(f"the tracking store {uri} cannot be used ({error}): set tracking.uri") from error
-
-
-def download(uri: str, run_id: str, artifact_path: str) -> Path:
-    """A local folder with the artifact; the store's own files where they are on this machine.
-
-    Raises:
-        InputError: the run has no such artifact, or it cannot be fetched.
-    """
-    try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact_path, tracking_uri=uri))
-    except (MlflowException, OSError) as error:
-        raise InputError(f"run {run_id} has no artifact {artifact_path}: {one_line(error)[:200]}") from error
 
 
 def _dataset_input(described: Mapping[str, str]) -> DatasetInput:

@@ -4,6 +4,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from analysis import store
+from tests.pipelines.launching import Server
 
 DIES_WHILE_WRITING = """
 import os, signal, sqlite3, sys
@@ -123,3 +126,37 @@ def test_a_path_with_odd_characters_is_read(uri, tmp_path):
     odd = tmp_path / "50% of #1?.db"
     odd.write_bytes(Path(uri.removeprefix("sqlite:///")).read_bytes())
     assert len(store.load_runs("attack", f"sqlite:///{odd}")) == 4
+
+
+@pytest.fixture(params=["file", "server"])
+def keeping(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """A store with a run that keeps ``examples/note.txt``: its address and the run."""
+    server = Server(tmp_path) if request.param == "server" else None
+    if server is not None:
+        server.start()
+    uri = server.uri if server is not None else f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    kept = None if server is not None else (tmp_path / "kept").as_uri()
+    run = client.create_run(client.create_experiment("direct", artifact_location=kept))
+    client.log_text(run.info.run_id, "kept", "examples/note.txt")
+    yield uri, run.info.run_id
+    if server is not None:
+        server.kill()
+
+
+def test_reading_an_artifact_leaves_no_copy(keeping, tmp_path, monkeypatch):
+    uri, run_id = keeping
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    for path in ("examples", "examples/note.txt"):
+        with store.artifact(uri, run_id, path) as found:
+            assert (found / "note.txt" if path == "examples" else found).read_text() == "kept"
+            assert found.is_relative_to(temporary) == uri.startswith("http")
+        assert not list(temporary.iterdir())
+        assert found.exists() == uri.startswith("sqlite")
+    with pytest.raises(store.NoArtifactError, match=r"has no artifact examples/other\.txt"):
+        store.artifact(uri, run_id, "examples/other.txt").__enter__()
+    with pytest.raises(store.ArtifactError, match=f"artifact examples of run {'0' * 32} cannot be fetched"):
+        store.artifact(uri, "0" * 32, "examples").__enter__()
+    assert not list(temporary.iterdir())
