@@ -119,7 +119,8 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
 def target_configs(cfg: DictConfig) -> list[DictConfig]:
     """The configs of the target networks: the source's but for `targets`.
 
-    Another model has its own recipe. `targets.training` departs from the recipe.
+    Another model has its own recipe, and does not start from the source's network. `targets.training` departs from
+    the recipe.
 
     Raises:
         InputError: there is no such model.
@@ -127,8 +128,9 @@ def target_configs(cfg: DictConfig) -> list[DictConfig]:
     family = _source(cfg)
     family.network, family.data = None, plain(cfg.data)
     if cfg.targets.model != cfg.model.name:
-        other = _composed(cfg.targets.model)
+        other = _composed(cfg.targets.model, cfg.defence.name)
         family.model, family.training = other.model, other.training
+        family.defence.start = other.defence.start
     family.weights = cfg.targets.weights
     with open_dict(family):
         family.training = OmegaConf.merge(family.training, cfg.targets.training, {"seed": cfg.targets.seed})
@@ -136,10 +138,10 @@ def target_configs(cfg: DictConfig) -> list[DictConfig]:
 
 
 @functools.cache
-def _composed(model: str) -> DictConfig:
-    """A config of the model with its recipe; within a Hydra job, or the planning of a sweep."""
+def _composed(model: str, defence: str) -> DictConfig:
+    """A config of the model and the defence with their recipe; within a Hydra job, or the planning of a sweep."""
     try:
-        return compose("train", [f"model={model}"])
+        return compose("train", [f"model={model}", f"defence={defence}"])
     except HydraException as error:
         raise InputError(f"targets.model={model}: {one_line(error)}") from error
 

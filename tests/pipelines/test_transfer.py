@@ -187,6 +187,17 @@ def test_targets_of_another_model_have_its_own_recipe():
 
 
 @pytest.mark.usefixtures("hydra")
+@pytest.mark.parametrize(("defence", "start"), [("none", ["+start=fp"]), ("pbat_finetuned", [])])
+def test_targets_of_another_model_do_not_start_from_the_source_s_network(defence, start):
+    patched = ("model=resnet20", "quantizer=uniform", f"defence={defence}", "attack=patch_lavan", *start)
+    (target,) = target_configs(
+        transfer_config(*patched, "training=resnet_short", "targets.model=vgg11", "targets.bits=[4]")
+    )
+    wanted = compose("train", ["model=vgg11", "quantizer=uniform", f"defence={defence}", "bits=4"])
+    assert train.identity(target) == train.identity(wanted)
+
+
+@pytest.mark.usefixtures("hydra")
 def test_targets_may_be_trained_otherwise_than_their_recipe_and_than_a_released_source():
     shorter = ("weights=released", "targets.weights=trained", "+targets.training.epochs=2", "targets.bits=[2]")
     own, other = (target_configs(transfer_config(*shorter, f"targets.model={m}"))[0] for m in ("mnist_a", "lenet5_a"))
