@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 
 from analysis.cells import bits_order, newest
@@ -106,8 +105,7 @@ def _data_of(run: dict[Any, Any], digest: str) -> ImageData:
     own = {name.removeprefix("params."): value for name, value in run.items() if name.startswith("params.data.")}
     overrides = [f"{name}={value}" for name, value in own.items() if isinstance(value, str)]
     try:
-        with initialize_config_module("conf", version_base="1.3"):
-            cfg = compose("train", [f"data={run['params.data']}", *overrides])
+        cfg = settings.composed(f"data={run['params.data']}", *overrides)
     except HydraException as error:
         raise InputError(f"the data of run {run['run_id']}: {settings.one_line(error)}") from error
     data = settings.load_data(cfg)

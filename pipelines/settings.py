@@ -9,10 +9,13 @@ import os
 import pkgutil
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
@@ -40,6 +43,18 @@ PROVIDED = {"targets", "seed", "variant", "craft_on", "start"}
 # how the paths of patch attacks begin
 _PATCHES = "attacks.patch_"
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM}
+
+
+@functools.cache
+def composed(*overrides: str) -> DictConfig:
+    """The config of a training with these overrides, not to be changed; within Hydra's jobs and outside of them.
+
+    Raises:
+        HydraException: there is no such config.
+    """
+    begun = GlobalHydra.instance().is_initialized()
+    with nullcontext() if begun else initialize_config_module("conf", version_base="1.3"):
+        return compose("train", list(overrides))
 
 
 def load_data(cfg: DictConfig) -> ImageData:

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from pipelines import released, settings
@@ -253,11 +254,30 @@ def _name(cfg: DictConfig, bits: str) -> str:
         parts.append(cfg.defence.name)
     if cfg.quantizer.name != "dorefa":
         parts.append(cfg.quantizer.name)
+    parts += _departures(cfg)
     if cfg.model.net.get("topology", "auto") != "auto":
         parts.append(f"{cfg.model.net.topology} topology")
     if cfg.training.seed:
         parts.append(f"training seed {cfg.training.seed}")
     return " ".join(parts)
+
+
+def _departures(cfg: DictConfig) -> list[str]:
+    """What the quantiser and the defence's objective have otherwise than in their files, as in ``gir=none``."""
+    try:
+        usual = settings.composed(f"quantizer={cfg.quantizer.name}", f"defence={cfg.defence.name}")
+    except HydraException:  # of a file whose name is another
+        return []
+    found = []
+    for own, ordinary in ((cfg.quantizer, usual.quantizer), (cfg.defence.objective, usual.defence.objective)):
+        if own is not None:
+            known = _as_written(ordinary)
+            found += [f"{name}={value}" for name, value in _as_written(own).items() if known.get(name, "") != value]
+    return found
+
+
+def _as_written(node: DictConfig | None) -> dict[str, Any]:
+    return flatten(OmegaConf.to_container(node)) if node is not None else {}  # type: ignore[arg-type]
 
 
 def _description(cfg: DictConfig, data: ImageData, fingerprint: str) -> dict[str, Any]:

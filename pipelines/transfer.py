@@ -6,14 +6,12 @@ targets: the networks of one model and training seed at several widths, each tra
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from typing import Any
 
 import pandas as pd
 import torch
-from hydra import compose
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
@@ -128,22 +126,16 @@ def target_configs(cfg: DictConfig) -> list[DictConfig]:
     family = _source(cfg)
     family.network, family.data = None, plain(cfg.data)
     if cfg.targets.model != cfg.model.name:
-        other = _composed(cfg.targets.model, cfg.defence.name)
+        try:
+            other = settings.composed(f"model={cfg.targets.model}", f"defence={cfg.defence.name}")
+        except HydraException as error:
+            raise InputError(f"targets.model={cfg.targets.model}: {one_line(error)}") from error
         family.model, family.training = other.model, other.training
         family.defence.start = other.defence.start
     family.weights = cfg.targets.weights
     with open_dict(family):
         family.training = OmegaConf.merge(family.training, cfg.targets.training, {"seed": cfg.targets.seed})
     return [OmegaConf.merge(family, {"bits": bits}) for bits in cfg.targets.bits]  # type: ignore[misc]
-
-
-@functools.cache
-def _composed(model: str, defence: str) -> DictConfig:
-    """A config of the model and the defence with their recipe; within a Hydra job, or the planning of a sweep."""
-    try:
-        return compose("train", [f"model={model}", f"defence={defence}"])
-    except HydraException as error:
-        raise InputError(f"targets.model={model}: {one_line(error)}") from error
 
 
 def _source(cfg: DictConfig) -> DictConfig:

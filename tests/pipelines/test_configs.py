@@ -203,6 +203,14 @@ def test_control_networks_are_told_apart_by_name():
     assert train.network_name(cfg) == "mnist_a FP clip_only quantized topology training seed 3"
 
 
+def test_networks_that_differ_in_their_defence_or_quantiser_are_told_apart_by_name():
+    ablation = ("defence=qadt_r_fixed", "defence.objective.gir=none", "defence.objective.adversary.max_iter=5")
+    cfg = composed("train", "model=resnet20", "quantizer=uniform", "bits=4", *ablation)
+    assert train.network_name(cfg) == "resnet20 4-bit qadt_r_fixed uniform gir=none adversary.max_iter=5"
+    cfg = composed("train", "model=resnet20", "quantizer=uniform", "bits=4", "+quantizer.activation_range=largest")
+    assert train.network_name(cfg) == "resnet20 4-bit uniform activation_range=largest"
+
+
 def test_fingerprint_ignores_where_and_on_what_it_runs(tmp_path):
     plain = composed("attack", "bits=1")
     moved = composed("attack", "bits=1", f"work={tmp_path}", "trainer.threads=3", "tracking.uri=http://x", "study=y")

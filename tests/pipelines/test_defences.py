@@ -148,7 +148,8 @@ def test_a_start_is_trained_first_and_its_weights_are_where_training_begins(comm
     start = ("training@defence.start.training=mnist_fast", "defence.start.training.epochs=2")
     assert command("train", *common, *start, "defence.start.defence.objective.adversary.max_iter=1") == 0
     names = [run.info.run_name for run in runs_of(client, "train")]
-    assert sorted(names) == ["train mnist_a 4-bit pbat_finetuned uniform", "train mnist_a FP pbat uniform"]
+    start_name = "train mnist_a FP pbat uniform adversary.max_iter=1"
+    assert sorted(names) == ["train mnist_a 4-bit pbat_finetuned uniform", start_name]
 
 
 def test_a_released_network_may_be_the_start_and_is_part_of_the_fingerprint(monkeypatch):
