@@ -222,13 +222,17 @@ def _trainings(runs: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
 
 
 def _accuracies(run: dict) -> dict[str, float]:
-    """
-    >>> _accuracies({"params.bits": "FP 2", "metrics.test_accuracy.FP": 0.9, "metrics.test_accuracy.2": 0.8})
-    {'FP': 0.9, '2': 0.8}
+    """By width; of QADT-R without DBWT at the one it trains, as the other serves to make patches.
+
+    >>> run = {"params.bits": "FP 2", "metrics.test_accuracy.FP": 0.9, "metrics.test_accuracy.2": 0.8}
+    >>> _accuracies(run), _accuracies({**run, f"{_OBJECTIVE}dbwt": "False"})
+    ({'FP': 0.9, '2': 0.8}, {'2': 0.8})
     """
     widths = run["params.bits"].split()
     if len(widths) == 1:
         return {widths[0]: run["metrics.test_accuracy"]}
+    if run.get(f"{_OBJECTIVE}dbwt") == "False":
+        widths = widths[-1:]
     return {bits: run[f"metrics.test_accuracy.{bits}"] for bits in widths}
 
 
