@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from analysis.patches import (
     white_box,
     with_usual_settings,
 )
+from analysis.statistics import mean_difference
 from analysis.tables import MISSING, PaperTable, bits_title, counted, in_short, section_title
 
 MEASURES = {
@@ -36,6 +38,7 @@ MEASURES = {
     "hog_cosine_centred": "centred HOG cosine",
 }
 _NONE = "–"
+_CLEAN = "clean, %"
 _ENDS = (WIDTHS[0], WIDTHS[-1])
 _THEIRS = "in TriQDef's paper"
 _AS_PUBLISHED = {"patch_lavan": "patch_lavan", "patch_google": "patch_google", "patch_squares": "patchattack"}
@@ -240,7 +243,9 @@ def ablation(patches: Patches) -> PaperTable:
         "Our re-implementation of QADT-R with and without its three parts: patches made inside the quantised network"
         " (A-QAPA), widths trained in turn (DBWT; without it one network for each width) and the gradient regulariser"
         " (GIR). Without DBWT A-QAPA and GIR find no other width at FP, so that there the four are one network."
-        f" {_RATES}, under LAVAN, in brackets the {_INTERVALS}; and clean test accuracy.",
+        f" {_RATES}, under LAVAN, in brackets the {_INTERVALS}; and clean test accuracy. What a part changes: the mean"
+        " difference between networks with it and without it, over the four pairs that differ in nothing else, in"
+        " brackets the 95 % t interval over the pairs, which holds what trainings differ by.",
         title="The parts of QADT-R",
     )
     used = []
@@ -254,18 +259,40 @@ def ablation(patches: Patches) -> PaperTable:
         runs = runs[runs["size"].isin(ablated["size"]) & runs["bits"].isin(ablated["bits"])]
         networks = part.clean[part.clean["defence"].map(_is_qadt_r) & part.clean["bits"].isin(ablated["bits"])]
         accuracies = networks.groupby(["defence", "bits"])["clean_accuracy"]
-        columns: dict[tuple[str, str], dict[str, str]] = {}
-        for (defence, bits), values in accuracies:
-            columns.setdefault(("clean, %", str(bits)), {})[_parts(str(defence))] = f"{100 * values.mean():.2f}"
-        for (size, bits, defence), text in _texts_by(runs, "size", "bits", "defence"):
-            columns.setdefault((f"{size}×{size}", bits), {})[_parts(defence)] = text
-        keys = sorted(columns, key=lambda key: (key[0] != "clean, %", len(key[0]), key[0], bits_key(key[1])))
-        present = {*runs["defence"].map(_parts)}
-        rows = [*_COMBINATIONS, *sorted(present - {*_COMBINATIONS})]
-        frame = pd.DataFrame({key: columns[key] for key in keys}).reindex(rows).fillna(MISSING)
+        texts: dict[tuple[str, str], dict[str, str]] = {}
+        values: dict[tuple[str, str], dict[str, float]] = {}
+        for (defence, bits), found in accuracies:
+            column, row = (_CLEAN, str(bits)), _parts(str(defence))
+            values.setdefault(column, {})[row] = 100 * found.mean()
+            texts.setdefault(column, {})[row] = f"{100 * found.mean():.2f}"
+        for (size, bits, defence), rate in rates(runs, "size", "bits", "defence").items():
+            column, row = (f"{size}×{size}", bits), _parts(defence)
+            values.setdefault(column, {})[row] = rate.value
+            texts.setdefault(column, {})[row] = _rate_text(rate)
+        columns = sorted(texts, key=lambda key: (key[0] != _CLEAN, len(key[0]), key[0], bits_key(key[1])))
+        rows = [*_COMBINATIONS, *sorted({*runs["defence"].map(_parts)} - {*_COMBINATIONS})]
+        frame = pd.DataFrame({column: texts[column] for column in columns}).reindex(rows).fillna(MISSING)
         _add(table, _title(family), frame.rename_axis("parts"))
+        whole = [column for column in columns if {*_COMBINATIONS} <= values[column].keys()]
+        effects = {column: _effects(values[column], 2 if column[0] == _CLEAN else 3) for column in whole}
+        _add(table, f"{_title(family)}: what a part changes", pd.DataFrame(effects).rename_axis("part"))
     _say_sizes(table, used)
     return table
+
+
+def _effects(values: Mapping[str, float], digits: int) -> dict[str, str]:
+    """Part of QADT-R -> the mean difference that it makes beside the same others, with its interval over these.
+
+    >>> _effects({row: 0.5 - 0.2 * ("GIR" in row) for row in _COMBINATIONS}, 1)["GIR"]
+    '-0.2 (-0.2 … -0.2)'
+    """
+    texts = {}
+    for part in PARTS:
+        without = [kept for count in (0, 1, 2) for kept in combinations(PARTS, count) if part not in kept]
+        differences = [values[_combination((part, *kept))] - values[_combination(kept)] for kept in without]
+        mean, low, high = mean_difference(differences)
+        texts[part] = f"{mean:+.{digits}f} ({low:+.{digits}f} … {high:+.{digits}f})"
+    return texts
 
 
 def transfer(patches: Patches) -> PaperTable:
@@ -572,10 +599,11 @@ def _parts(defence: str) -> str:
     return defence.partition(": ")[2] or " + ".join(PARTS) + defence.removeprefix("qadt_r")
 
 
-_COMBINATIONS = [
-    " + ".join(part for place, part in enumerate(PARTS) if mask & (4 >> place)) or "none of them"
-    for mask in (7, 6, 5, 3, 4, 2, 1, 0)
-]
+def _combination(kept: Collection[str]) -> str:
+    return " + ".join(part for part in PARTS if part in kept) or "none of them"
+
+
+_COMBINATIONS = [_combination(kept) for count in (3, 2, 1, 0) for kept in combinations(PARTS, count)]
 
 
 def _with_spread(mean: float, spread: float, digits: int) -> str:

@@ -357,6 +357,22 @@ def test_the_ablation_has_a_row_for_every_combination():
     assert frame.loc["GIR", ("clean, %", "2")] == "80.00"
 
 
+def test_what_a_part_changes_is_told_beside_all_others():
+    def success(row):
+        with_dbwt, with_gir = row["params.defence"] == "qadt_r", row["params.defence.objective.gir"] != "none"
+        return 0.5 - 0.2 * with_dbwt + (0.1 if with_dbwt else -0.1) * with_gir
+
+    table = ablation(read(study(attacks("experiment=patch_ablation bits=2 seed=0", success=success))))
+    frame = table.sections[f"{SECTION}: what a part changes"]
+    assert frame.columns.tolist() == [("clean, %", "2"), ("6×6", "2")]
+    assert frame[("6×6", "2")].tolist() == [
+        "+0.000 (+0.000 … +0.000)",
+        "-0.100 (-0.284 … +0.084)",  # -0.2, -0.2, 0, 0: t = 3.18 with 3 degrees of freedom
+        "+0.000 (-0.184 … +0.184)",
+    ]
+    assert frame[("clean, %", "2")].tolist() == ["+0.00 (+0.00 … +0.00)"] * 3
+
+
 def test_without_an_ablation_there_is_no_such_table():
     assert not ablation(read(study(attacks("experiment=patch_unseen defence=qadt_r bits=2 seed=0")))).sections
 
