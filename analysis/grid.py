@@ -412,9 +412,11 @@ def of_one_setting(runs: pd.DataFrame) -> pd.DataFrame:
 def missing(study: Study, sweep: Sweep) -> list[dict[str, str]]:
     """The combinations of axes without a run on enough images."""
     runs = select(study, sweep)
-    if len(runs) and "params.n_requested" in runs:
+    if len(runs):
         wanted = _texts(runs, "attack").map(sweep.enough).fillna(sweep.images)
-        runs = runs[runs["params.n_requested"].astype(int) >= wanted]
+        requested = _texts(runs, "n_requested")
+        images = requested.mask(requested == "", _texts(runs, "n"))  # `n` alone: gradients of clean images
+        runs = runs[~(pd.to_numeric(images) < wanted)]  # trainings have neither
     have = set(zip(*(_texts(runs, name) for name in sweep.axes), strict=True)) if len(runs) else set()
     combinations = itertools.product(*sweep.axes.values())
     return [

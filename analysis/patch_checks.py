@@ -26,6 +26,7 @@ RULES = {
     "steps": "not less with more steps",
     "attempts": "not less with more attempts",
     "gradient-free": "located patch ≥ squares",
+    "located surrogate": "located patch ≥ made on all widths",
 }
 HIDES, KEPT, UNTESTED = "gradients mislead", "no sign of masking", "not tested"
 
@@ -88,6 +89,7 @@ def checks(family: Patches) -> dict[tuple[str, str], Checks]:
     seen = {name: _at_seen_size(part) for name, part in (("patch", patch), ("located", located), ("squares", squares))}
     seen["noise"] = _at_seen_size(noise)
     seen["surrogate"] = _of_all_widths(attacks, patch)
+    seen["located surrogate"] = _of_all_widths(attacks, located)
     sizes, budgets = rates(patch, "defence", "bits", "size"), _budgets(attacks, each)
     found = {}
     for defence, bits in _cells(attacks):
@@ -104,6 +106,7 @@ def checks(family: Patches) -> dict[tuple[str, str], Checks]:
             "steps": _series(_along(budget, axis=1), "{0}"),
             "attempts": _series(_along(budget, axis=0), "{0}"),
             "gradient-free": _check(own, "squares", "located"),
+            "located surrogate": _check(own, "located surrogate", "located"),
         }
         known = [*own.values(), *budget.values(), *([transferred] if transferred else [])]
         found[key] = Checks(by_rule, max(known, key=lambda rate: rate.value, default=None))

@@ -7,6 +7,7 @@ import pytest
 
 from analysis import patches, published
 from analysis.claims import FAILS, HOLDS, OPEN, PATCH_CLAIMS, judge
+from analysis.grid import missing, patch_sweeps
 from analysis.paper import make
 from analysis.patch_checks import RULES, checks
 from analysis.patch_figures import all_figures
@@ -439,12 +440,16 @@ def test_a_defence_that_keeps_every_rule_is_not_accused():
     result, table = judged(as_real)
     assert result.tested == len(RULES)
     assert result.broken == []
-    assert result.verdict == "no sign of masking (8 of 8 rules)"
+    assert result.verdict == "no sign of masking (9 of 9 rules)"
     assert result.strongest.value == pytest.approx(0.75)  # LAVAN for each image, 250 steps
     frame = section(table, f"{SECTION}: QADT-R (ours)")
     assert frame.loc["2", RULES["noise"]].startswith("0.500 − 0.050 = +0.450 (+0.3")
     assert frame.loc["2", RULES["size"]] == "6×6: 0.500 → 8×8: 0.600 → 10×10: 0.700 ✔"
     assert frame.loc["2", RULES["steps"]] == "10: 0.510 → 50: 0.550 → 250: 0.750 ✔"
+
+
+def on_all_widths(row, attack):
+    return row.get("params.surrogate") == "all" and row["params.attack"] == attack
 
 
 def lowered(change):
@@ -454,7 +459,8 @@ def lowered(change):
 @pytest.mark.parametrize(
     ("rule", "rate", "transferred_at"),
     [
-        ("surrogate", lowered(lambda row: 0.4 * (row.get("params.surrogate") == "all")), 0.3),
+        ("surrogate", lowered(lambda row: 0.4 * on_all_widths(row, "patch_lavan")), 0.3),
+        ("located surrogate", lowered(lambda row: 0.3 * on_all_widths(row, "patch_located")), 0.3),
         ("transfer", as_real, 0.7),
         ("noise", lowered(lambda row: 0.6 * (row["params.attack"] == "patch_random")), 0.67),
         ("size", lowered(lambda row: -0.3 * (row["params.attack.size"] == "10")), 0.3),
@@ -482,7 +488,7 @@ def test_a_difference_within_the_interval_breaks_no_rule():
 def test_rules_without_runs_are_not_counted():
     attack = attacks(f"{SMALL} attack=patch_lavan,patch_random defence=none", success=as_real)
     found = checks(read(study(attack)).of(FAMILY))["none", "2"]
-    assert (found.tested, found.verdict) == (1, "no sign of masking (1 of 8 rules)")
+    assert (found.tested, found.verdict) == (1, "no sign of masking (1 of 9 rules)")
 
 
 def test_steps_and_attempts_are_judged_without_the_whole_grid():
@@ -532,6 +538,16 @@ def test_alignment_on_patched_images_is_not_averaged_with_that_on_clean_ones():
     assert {name for name, _, _ in all_figures(found, {}) if "alignment" in name} == {
         "patch-alignment-resnet20", "patch-alignment-resnet20-lavan-8-8-made-at-fp"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("images", "lacking"), [("500", 5), ("1000", 4)])
+def test_alignment_on_too_few_images_is_missing_on_clean_and_on_patched_ones(images, lacking):
+    clean = aligned()["alignment"].assign(**{"params.bits": "FP 8 5 4 2", "params.n": images})
+    clean["params.seed"] = "0"
+    patched = clean.assign(**{"params.patched": "FP", "params.n_requested": images})
+    found = study(train=trainings("none"), alignment=pd.concat([clean, patched]))
+    for name in ("patch_alignment", "patch_alignment_patched"):
+        assert len(missing(found, patch_sweeps()[name])) == lacking
 
 
 def test_cost_is_relative_to_plain_quantised_training_per_step():
