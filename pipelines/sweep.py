@@ -349,7 +349,8 @@ def _parent_run(tracker: Tracker, pipeline: Pipeline, config: DictConfig, cells:
     note = f"A sweep of {len(cells)} cells.\n\n{listed}\n\n    {command}\n"
     known = tracker.find_sweep(key)
     if known is None:
-        facts = tracker.facts(name[:250], kind="sweep", fingerprint=key, params=axes, parent=None, note=note)
+        params = {axis.replace("@", ":"): value for axis, value in axes.items()}  # MLflow takes no @ in names
+        facts = tracker.facts(name[:250], kind="sweep", fingerprint=key, params=params, parent=None, note=note)
         try:
             return tracker.claim(facts)
         except BusyError:  # another launch has just begun it

@@ -146,7 +146,9 @@ def test_an_attack_may_be_made_on_other_widths_than_it_is_judged_at(attacked, sh
 def test_a_start_is_trained_first_and_its_weights_are_where_training_begins(command, client: MlflowClient):
     common = (*SMALL, "training.batch_size=64", "training.epochs=2", "defence=pbat_finetuned", "bits=4")
     start = ("training@defence.start.training=mnist_fast", "defence.start.training.epochs=2")
-    assert command("train", *common, *start, "defence.start.defence.objective.adversary.max_iter=1") == 0
+    assert command("train", "-m", *common, *start, "defence.start.defence.objective.adversary.max_iter=1") == 0
+    (sweep,) = runs_of(client, "sweep")
+    assert sweep.data.params["training:defence.start.training"] == "mnist_fast"
     names = [run.info.run_name for run in runs_of(client, "train")]
     start_name = "train mnist_a FP pbat uniform adversary.max_iter=1"
     assert sorted(names) == ["train mnist_a 4-bit pbat_finetuned uniform", start_name]
