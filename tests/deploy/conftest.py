@@ -30,8 +30,8 @@ def _in_postgresql(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def enterable() -> Iterator[Path]:
-    """A folder that other users can enter, as the one PostgreSQL runs as under root."""
-    with tempfile.TemporaryDirectory() as folder:
+    """A folder that other users can enter, as the one PostgreSQL runs as under root: pytest's own they cannot."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
 
