@@ -44,6 +44,7 @@ def lavan(
     max_iter: int = 500,
     num_random_init: int = 1,
     universal: bool = True,
+    early_stop: bool = True,
     batch_size: int = 64,
     targets: Tensor | None = None,
     craft_on: tuple[Tensor, Tensor] | None = None,
@@ -53,8 +54,8 @@ def lavan(
 
     Universal, one patch is crafted on images drawn anew in each step, at places drawn anew; of several
     attempts the one that breaks most crafting images wins. Otherwise each image has a patch of its own,
-    at one place per attempt, and is finished at its first success; one that resists has the last patch of
-    its best attempt. Steps follow the sign of the gradient, where the paper's follow the gradient.
+    at one place per attempt; one that resists has the last patch of its best attempt. Steps follow the
+    sign of the gradient, where the paper's follow the gradient.
 
     Args:
         size: side of the patch in pixels; 6 covers 3.5 % of an image of 32×32.
@@ -67,6 +68,8 @@ def lavan(
         max_iter: steps per attempt.
         num_random_init: attempts from patches of uniform noise; 0: one from a grey patch.
         universal: one patch for all images.
+        early_stop: an image with a patch of its own is finished at its first success; False: all steps are
+            made, as for a network other than `model`, or one that draws.
         batch_size: images per step of a universal patch.
         targets: classes to move towards, (n,), all the same for a universal patch; None: away from `y`.
         craft_on: images and labels to craft a universal patch on; None: `x` and `y` themselves.
@@ -89,6 +92,7 @@ def lavan(
             "max_iter": max_iter,
             "num_random_init": num_random_init,
             "universal": universal,
+            "early_stop": early_stop,
             "batch_size": batch_size,
         },
     )
@@ -98,25 +102,33 @@ def lavan(
     with Evaluator(model, images) as network:
         scene = Scene(network, placing, images, objective)
         if not universal:
-            attempt = functools.partial(_attempt, eps_step=eps_step, max_iter=max_iter)
-            return attack_each(scene, num_random_init, seed, attempt)
+            attempt = functools.partial(_attempt, eps_step=eps_step, max_iter=max_iter, early_stop=early_stop)
+            return attack_each(scene, num_random_init, seed, attempt, early_stop=early_stop)
         patch, rate = _best_of(scene, num_random_init, seed, eps_step, batch_size, max_iter)
         return universal_result(scene, x, patch, rate, seed)
 
 
 def _attempt(
-    scene: Scene, patch: Tensor, corners: Tensor, _: Sequence[Generator], *, eps_step: float, max_iter: int
+    scene: Scene,
+    patch: Tensor,
+    corners: Tensor,
+    _: Sequence[Generator],
+    *,
+    eps_step: float,
+    max_iter: int,
+    early_stop: bool,
 ) -> Best:
-    """Move `patch` (n, c, k, k) in place; a patch stays where it first breaks its image."""
+    """Move `patch` (n, c, k, k) in place; with `early_stop` one stays where it first breaks its image."""
     active = torch.arange(len(patch), device=patch.device)
     for _step in range(max_iter):
         if not len(active):
             break
         part = scene[active]
         logits, gradient = part.gradients(part.lay(corners[active]), patch[active])
-        going = ~part.objective.reached(logits)
-        active = active[going]
-        patch[active] = sign_step(patch[active], gradient[going], eps_step)
+        if early_stop:
+            going = ~part.objective.reached(logits)
+            active, gradient = active[going], gradient[going]
+        patch[active] = sign_step(patch[active], gradient, eps_step)
     return scene.evaluate(patch, corners)
 
 

@@ -73,7 +73,8 @@ def located_patch(
         num_random_init: attempts from patches of uniform noise and new places, 30 in the paper, each as
             dear as the first; 0: one attempt from a grey patch.
         early_stop: an image is finished at its first success, which makes no difference to how many are
-            broken; False: all steps of the attempt are made, for the highest loss.
+            broken of `model`; False: all steps are made, for the highest loss, as an attack needs that is
+            to work on another network, or on one that draws.
         targets: classes to move towards, (n,); None: away from `y`.
         seed: of patches, places and directions, drawn for each image apart.
 
@@ -109,7 +110,7 @@ def located_patch(
     )
     with Evaluator(model, x) as network:
         scene = Scene(network, placing, x, objective_of(y, targets, loss))
-        return attack_each(scene, num_random_init, seed, attempt)
+        return attack_each(scene, num_random_init, seed, attempt, early_stop=early_stop)
 
 
 def _attempt(

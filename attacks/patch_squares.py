@@ -54,6 +54,7 @@ def patch_squares(
     max_iter: int = 1000,
     monochrome: bool = False,
     universal: bool = False,
+    early_stop: bool = True,
     batch_size: int = 64,
     targets: Tensor | None = None,
     craft_on: tuple[Tensor, Tensor] | None = None,
@@ -63,8 +64,7 @@ def patch_squares(
 
     First patches of one colour are tried at random places; then squares of one colour are painted into
     the best patch, or it is moved. Colours are corners of the colour cube. What raises the margin of
-    another class over the label, or of the target over the others, is kept. An image is finished at its
-    first success.
+    another class over the label, or of the target over the others, is kept.
 
     Args:
         size: side of the patch in pixels; 6 covers 3.5 % of an image of 32×32.
@@ -77,6 +77,8 @@ def patch_squares(
         monochrome: patches of one colour to the end, the paper's monochrome attack by random search.
         universal: one patch for all images, by its mean margin over `batch_size` crafting images, each with
             a place of its own that stays; all queries are made.
+        early_stop: an image with a patch of its own is finished at its first success; False: all queries are
+            made, as for a network other than `model`, or one that draws.
         batch_size: images a universal patch is scored on.
         targets: classes to reach, (n,), all the same for a universal patch; None: any but `y`.
         craft_on: images and labels to craft a universal patch on; None: `x` and `y` themselves.
@@ -97,6 +99,7 @@ def patch_squares(
             "max_iter": max_iter,
             "monochrome": monochrome,
             "universal": universal,
+            "early_stop": early_stop,
             "batch_size": batch_size,
         },
     )
@@ -111,7 +114,11 @@ def patch_squares(
             return universal_result(scene, x, patch, fooling_rate(scene, patch, seed), seed)
         generators = per_image_generators(seed, len(x), x.device)
         grey = grey_patch(x, size)
-        best = _search(lambda rows, *found: scene[rows].evaluate(*found), placing, grey, generators, whole, max_iter)
+
+        def score(rows: Tensor, patch: Tensor, corners: Tensor) -> Best:
+            return scene[rows].evaluate(patch, corners)
+
+        best = _search(score, placing, grey, generators, whole, max_iter, early_stop=early_stop)
         return per_image_result(scene, best)
 
 
@@ -130,11 +137,18 @@ def _universal(scene: Scene, whole: int, max_iter: int, batch_size: int, seed: i
         return Best(patch, corners, mean, torch.zeros_like(mean, dtype=torch.bool))
 
     nowhere_else = Placing(scene.placing.allowed.new_ones(1, 1), scene.placing.size, scene.placing.opacity)
-    return _search(score, nowhere_else, grey, [generator], whole, max_iter).patch[0]
+    return _search(score, nowhere_else, grey, [generator], whole, max_iter, early_stop=False).patch[0]
 
 
 def _search(
-    score: Score, placing: Placing, grey: Tensor, generators: Sequence[Generator], whole: int, max_iter: int
+    score: Score,
+    placing: Placing,
+    grey: Tensor,
+    generators: Sequence[Generator],
+    whole: int,
+    max_iter: int,
+    *,
+    early_stop: bool,
 ) -> Best:
     """The best patch of each search after `max_iter` queries, the first `whole` of them for patches of one colour."""
     best = Best.none(len(generators), grey)
@@ -151,7 +165,8 @@ def _search(
         else:
             patch, corners = _changed(placing, best.patch[active], best.corners[active], chances)
         best.update(active, score(active, patch, corners))
-        active = active[~best.broken[active]]
+        if early_stop:
+            active = active[~best.broken[active]]
     return best
 
 

@@ -309,8 +309,8 @@ Attempt = Callable[[Scene, Tensor, Tensor, Sequence[Generator]], Best]
 """(images to break, first patches (n, c, k, k), first places (n, 2), a generator for each) -> what was found."""
 
 
-def attack_each(scene: Scene, num_random_init: int, seed: int, attempt: Attempt) -> AttackResult:
-    """A patch for each image: attempts from random patches and places until the first that breaks it."""
+def attack_each(scene: Scene, num_random_init: int, seed: int, attempt: Attempt, *, early_stop: bool) -> AttackResult:
+    """A patch for each image: attempts from random patches and places, up to the first success with `early_stop`."""
     x, placing = scene.images, scene.placing
     generators = per_image_generators(seed, len(x), x.device)
     grey = grey_patch(x, placing.size)
@@ -326,7 +326,8 @@ def attack_each(scene: Scene, num_random_init: int, seed: int, attempt: Attempt)
             fill_uniform(patch, own)
         found = attempt(scene[unbroken], patch, corners, own)
         best.update(unbroken, found)
-        unbroken = unbroken[~found.broken]
+        if early_stop:
+            unbroken = unbroken[~found.broken]
     return per_image_result(scene, best)
 
 

@@ -183,7 +183,11 @@ def attack_function(cfg: DictConfig) -> Callable[..., AttackResult]:
 
 
 def attack_parameters(cfg: DictConfig) -> dict[str, Any]:
-    """The attack's hyper-parameters, checked against what it accepts and against their ranges."""
+    """The attack's hyper-parameters, checked against what it accepts and against their ranges.
+
+    An attack goes on after its first success where it is made on another network than the one it is judged on, or on
+    one that draws.
+    """
     try:
         chosen = plain(cfg.attack)
     except OmegaConfBaseException as error:
@@ -212,6 +216,8 @@ def attack_parameters(cfg: DictConfig) -> dict[str, Any]:
         raise InputError(f"attack={cfg.attack.name} has no targeted form: leave attack.target out")
     if chosen.get("craft", "attacked") != "attacked" and "craft_on" not in accepted:
         raise InputError(f"attack={cfg.attack.name} with backend={backend(cfg)} crafts on the attacked images only")
+    if judged_elsewhere(cfg) and "early_stop" in accepted and not parameters.get("universal", False):
+        parameters["early_stop"] = False
     try:
         check_parameters(parameters)
         check_choices(attack, {**parameters, **({"variant": chosen["variant"]} if "variant" in accepted else {})})
@@ -221,6 +227,11 @@ def attack_parameters(cfg: DictConfig) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"attack={cfg.attack.name}: {one_line(error)}") from error
     return parameters
+
+
+def judged_elsewhere(cfg: DictConfig) -> bool:
+    """Whether the network that an attack is made on tells no more than how it will go on the one that counts."""
+    return cfg.surrogate is not None or bool(cfg.inference == "random")
 
 
 def backend(cfg: DictConfig) -> str:

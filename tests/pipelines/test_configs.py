@@ -93,6 +93,19 @@ def test_every_attack_file_gives_its_function_what_it_takes(attack, backend, hyp
     assert settings.backend(cfg) == ("art" if attack == "art_any" else backend)
 
 
+@pytest.mark.parametrize("elsewhere", ["surrogate=all", "surrogate=8", "inference=random"])
+@pytest.mark.parametrize("attack", ["patch_located", "patch_squares", "pgd", "patch_lavan"])
+def test_attacks_judged_elsewhere_go_on_after_their_first_success(attack, elsewhere):
+    own = ["attack.universal=false", "attack.craft=attacked"] if attack == "patch_lavan" else []
+    assert attack_parameters(composed_attack(attack, *own))["early_stop"]
+    assert not attack_parameters(composed_attack(attack, *own, elsewhere))["early_stop"]
+
+
+def test_a_patch_for_all_images_is_the_same_setting_wherever_it_is_judged():
+    here, elsewhere = (attack_parameters(composed_attack("patch_lavan", *more)) for more in ([], ["surrogate=all"]))
+    assert here == elsewhere
+
+
 @pytest.mark.parametrize("attack", sorted(NOT_IN_ART - {*PATCHES}))
 def test_attacks_of_one_backend_alone_name_what_is_missing(attack):
     with pytest.raises(InputError, match=rf"there is no function attacks\.art\.{attack}: check backend"):

@@ -3,12 +3,15 @@
 import itertools
 from dataclasses import dataclass
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from attacks import google_patch, lavan, located_patch, patch_squares
+from attacks.patch_located import LocationSearch
+from qnn.switchable import RandomWidth
 
 SIDE = 12
 PLACE = {"placement": "fixed", "row": 7, "column": 2}
@@ -178,11 +181,20 @@ def test_more_steps_never_do_worse(attack):
     assert margins[-1] > margins[0]
 
 
-@pytest.mark.parametrize("search", ["none", "random", "full"])
-def test_stopping_early_breaks_the_same_images_for_less(search: str):
+STOPPING = {
+    **{
+        f"located, {way}": partial(located_patch, num_random_init=2, location_search=way)
+        for way in get_args(LocationSearch)
+    },
+    "lavan": partial(lavan, num_random_init=2, universal=False),
+    "squares": patch_squares,
+}
+
+
+@pytest.mark.parametrize("attack", STOPPING.values(), ids=STOPPING)
+def test_stopping_early_breaks_the_same_images_for_less(attack):
     given = near_the_boundary()
-    settings = {"size": 2, "max_iter": 6, "num_random_init": 2, "location_search": search}
-    early, late = (located_patch(given.model, given.x, given.y, early_stop=stop, **settings) for stop in (True, False))
+    early, late = (attack(given.model, given.x, given.y, size=2, max_iter=6, early_stop=stop) for stop in (True, False))
     logits, further = given.model(early.x_adv), given.model(late.x_adv)
     broken = logits.argmax(1) != given.y
     assert torch.equal(broken, further.argmax(1) != given.y)
@@ -190,7 +202,23 @@ def test_stopping_early_breaks_the_same_images_for_less(search: str):
     assert (further[:, 1] >= logits[:, 1]).all()
     assert (further[broken, 1] > logits[broken, 1]).any()
     assert early.forwards < late.forwards
-    assert early.backwards < late.backwards
+
+
+@pytest.mark.parametrize("attack", STOPPING.values(), ids=STOPPING)
+def test_patches_that_only_just_succeed_do_not_on_other_widths(attack):
+    given = near_the_boundary()
+    slope, offset = given.model.slope.detach(), given.model.offset
+    others = [Plane(slope, offset + 0.05 * further) for further in range(5)]
+    asked = [
+        partial(attack, model, given.x, given.y, size=4, max_iter=60)
+        for model in (others[0], RandomWidth(others, seed=0))
+    ]
+    for made_on in asked:
+        early, late = (
+            torch.stack([model(made_on(early_stop=stop).x_adv).argmax(1) for model in others]).float().mean()
+            for stop in (True, False)
+        )
+        assert early < late
 
 
 @pytest.mark.parametrize("attack", [partial(lavan, universal=False), located_patch])
