@@ -436,6 +436,9 @@ PATCH_WIDTHS = ("FP", "4", "2")
 SEEN = 6
 UNSEEN: dict[str, tuple[int, str]] = {"8×8": (8, ""), "10×10": (10, ""), "anywhere": (SEEN, "anywhere")}
 _ABSTRACT = "QADT-R, abstract"
+_ONE_FOR_ALL = ("patch_lavan", "patch_google")
+_ONE_FOR_EACH = ("patch_located", "patch_squares")
+_UNLIKE = "with patches larger than in the training, and with ones anywhere, of which a third touch the centre"
 
 
 def patch_success(defence: str, bits: str, attack: str = "patch_lavan") -> Quantity:
@@ -484,17 +487,19 @@ def _below_on_unseen(others: Sequence[str], *, by: float = 0.0, of: float = 1.0)
 
 
 PATCH_CLAIMS: tuple[Claim, ...] = (
-    Claim(
-        "patches-break-undefended-2-bit",
-        _ABSTRACT,
-        "Patches break 70 % of the images and more even at 2 bits, without a defence.",
-        [
-            Contrast(name, patch_success("none", "2", attack), 0.7)
-            for attack, name in PATCH_ATTACKS.items()
-            if attack != "patch_random"
-        ],
-        needs="any",
-        rule=f"white-box patches of {SEEN}×{SEEN} pixels: the strongest of the attacks breaks that many",
+    *(
+        Claim(
+            key,
+            _ABSTRACT,
+            f"{patches} 70 % of the images and more even at 2 bits, without a defence.",
+            [Contrast(PATCH_ATTACKS[attack], patch_success("none", "2", attack), 0.7) for attack in attacks],
+            needs="any",
+            rule=f"white-box patches of {SEEN}×{SEEN} pixels, {kind}: the stronger of the attacks breaks that many",
+        )
+        for key, patches, kind, attacks in (
+            ("one-patch-breaks-undefended-2-bit", "One patch for all breaks", "one for all images", _ONE_FOR_ALL),
+            ("patches-break-undefended-2-bit", "A patch for each image breaks", "one for each", _ONE_FOR_EACH),
+        )
     ),
     Claim(
         "patches-transfer-to-2-bit",
@@ -502,26 +507,32 @@ PATCH_CLAIMS: tuple[Claim, ...] = (
         "Patches made at full precision break 70 % of the images and more of the 2-bit network, without a defence.",
         [
             Contrast(PATCH_ATTACKS[attack], methodcaller("patch_transfer", "none", "FP", "2", attack), 0.7)
-            for attack in ("patch_lavan", "patch_google")
+            for attack in _ONE_FOR_ALL
         ],
         rule=f"one patch of {SEEN}×{SEEN} pixels for all images",
     ),
-    Claim(
-        "pbat-fails-on-unseen",
-        _ABSTRACT,
-        "PBAT stops patches like those of its training, and not others.",
-        [
-            Contrast(
-                f"{bits}, {how}",
-                gap(unseen_success("pbat", bits, how), patch_success("pbat", bits)),
-                0.2,
-            )
-            for bits in PATCH_WIDTHS
-            for how in UNSEEN
-        ],
-        needs="most",
-        rule="success of LAVAN on PBAT is 0.20 and more higher with larger patches, and with ones over the centre, "
-        "for most widths and kinds of patch",
+    *(
+        Claim(
+            key,
+            _ABSTRACT,
+            f"{trained} stops patches like those of its training, and not others.",
+            [
+                Contrast(f"{bits}, {how}", gap(unseen_success(defence, bits, how), patch_success(defence, bits)), 0.2)
+                for bits in widths
+                for how in UNSEEN
+            ],
+            needs="most",
+            rule=f"success of LAVAN is 0.20 and more higher {_UNLIKE}, for most widths and kinds of patch",
+        )
+        for key, defence, trained, widths in (
+            ("pbat-fails-on-unseen", "pbat", "PBAT", PATCH_WIDTHS),
+            (
+                "finetuned-pbat-fails-on-unseen",
+                "pbat_finetuned",
+                "PBAT at full precision, then quantised and fine-tuned,",
+                ("8", "5", "4", "2"),
+            ),
+        )
     ),
     Claim(
         "dwq-stops-no-patches",
@@ -534,7 +545,7 @@ PATCH_CLAIMS: tuple[Claim, ...] = (
                 _apart(patch_success("dwq", bits, attack), patch_success("none", bits, attack)),
             )
             for bits in PATCH_WIDTHS
-            for attack in ("patch_lavan", "patch_google")
+            for attack in (*_ONE_FOR_ALL, *_ONE_FOR_EACH)
         ],
         rule=f"success at {SEEN}×{SEEN} within ±0.10 of the undefended; what is shown is 0.10 less the distance",
     ),
@@ -543,7 +554,7 @@ PATCH_CLAIMS: tuple[Claim, ...] = (
         _ABSTRACT,
         "On unseen patches attacks succeed less often on QADT-R than on PBAT and DWQ.",
         _below_on_unseen(("pbat", "dwq")),
-        rule="LAVAN with patches larger than in the training, and with ones over the centre; every width and kind",
+        rule=f"LAVAN {_UNLIKE}; every width and kind",
     ),
     Claim(
         "qadt-r-25-points-below",
@@ -561,19 +572,35 @@ PATCH_CLAIMS: tuple[Claim, ...] = (
         needs="most",
         rule="the same 25 % as a share: what is shown is three quarters of the other's rate minus QADT-R's",
     ),
-    Claim(
-        "qadt-r-keeps-clean-accuracy",
-        _ABSTRACT,
-        "QADT-R keeps the accuracy on clean images.",
-        [
-            Contrast(
-                bits,
-                0.02,
-                gap(methodcaller("clean_accuracy", "none", bits), methodcaller("clean_accuracy", "qadt_r", bits)),
-            )
-            for bits in PATCH_WIDTHS
-        ],
-        rule="at most 0.02 less than undefended, every width",
+    *(
+        Claim(
+            key,
+            _ABSTRACT,
+            f"QADT-R keeps the accuracy on clean images, beside {plain}.",
+            [
+                Contrast(
+                    bits,
+                    0.02,
+                    gap(methodcaller("clean_accuracy", defence, bits), methodcaller("clean_accuracy", "qadt_r", bits)),
+                )
+                for bits in widths
+            ],
+            rule="at most 0.02 less, every width",
+        )
+        for key, defence, plain, widths in (
+            (
+                "qadt-r-keeps-clean-accuracy",
+                "none",
+                "an undefended network of the same widths",
+                ("FP", "8", "5", "4", "2"),
+            ),
+            (
+                "qadt-r-keeps-accuracy-of-one-width",
+                "none, one width",
+                "undefended networks of one width each",
+                ("FP", "2"),
+            ),
+        )
     ),
 )
 

@@ -27,7 +27,6 @@ from analysis.patches import (
     rates,
     title_of,
     white_box,
-    with_usual_settings,
 )
 from analysis.tables import TITLES, bits_title, counted
 
@@ -192,7 +191,7 @@ def _transfers(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     figure = Figure(figsize=(2.2 * len(defences) + 0.7, 2.2 * len(attacks) + 0.5))
     axes = figure.subplots(len(attacks), len(defences), squeeze=False)
     for line, attack in zip(axes, attacks, strict=True):
-        mine = with_usual_settings(rows[rows["attack"] == attack])
+        mine = white_box(rows, attack)
         for axis, defence in zip(line, defences, strict=True):
             found = rates(mine[mine["defence"] == defence], "bits", "target_bits")
             _square(axis, found, widths)

@@ -12,6 +12,7 @@ from analysis import published
 from analysis.patch_checks import RULES, Check, checks
 from analysis.patches import (
     ATTACKS,
+    FAMILY,
     PARTS,
     PLACEMENTS,
     RANDOM_WIDTH,
@@ -26,7 +27,6 @@ from analysis.patches import (
     title_of,
     varied,
     white_box,
-    with_usual_settings,
 )
 from analysis.statistics import mean_difference
 from analysis.tables import MISSING, PaperTable, bits_title, counted, in_short, section_title
@@ -324,7 +324,8 @@ def _matrices(part: Patches) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
     """The transfers of each matrix, with its target (no name within the model), attack and defence."""
     for target, rows in _by_target(part):
         for attack in ATTACKS:
-            mine = with_usual_settings(rows[(rows["attack"] == attack) & (rows["size"] == SIZE)])
+            mine = white_box(rows, attack)
+            mine = mine[mine["size"] == SIZE]
             for defence in in_order(mine["defence"]):
                 yield target, attack, defence, mine[mine["defence"] == defence]
 
@@ -347,7 +348,9 @@ def reality(patches: Patches) -> PaperTable:
         f" at {SIZE}×{SIZE} pixels but under ‘{RULES['size']}’. White-box: one LAVAN patch for all images; made on"
         " all widths: the same on the mean of the network's widths; best transfer: the same from the most harmful"
         " other width; steps and attempts: a LAVAN patch for each image; located patch (follows gradients) and squares"
-        " (does not): one for each image, too. The strongest is the highest rate of all of these.",
+        " (does not): one for each image, too. A comparison is of runs that share training and attack seeds; that of"
+        " single patches for all images has in its interval the images, and not what one patch differs from the next."
+        " The strongest is the highest rate of all of these, told where located patch and squares were both run.",
         title="Is the defence real?",
     )
     for family, part in _families(patches):
@@ -402,23 +405,31 @@ def cost(patches: Patches) -> PaperTable:
     table = PaperTable(
         "patch-cost",
         "Seconds of the tracked trainings, mean over trainings, against plain quantisation-aware training with the"
-        " same recipe on the same hardware (mean of the undefended quantised networks), per step. The trainings ran"
-        " beside others on a shared machine, so ratios are rough.",
+        " same recipe on the same hardware, per step: of the undefended network for as many widths, or else of the"
+        " quantised ones for one width. Validation after each epoch, at every width, is within. The trainings ran"
+        " beside others on a shared machine, so ratios are rough. PBAT, fine-tuned, is the second stage alone: the"
+        " training of PBAT at FP comes before it.",
         title="What the trainings took",
     )
     for family, part in _families(patches):
         for hardware in map(str, part.trainings["hardware"].unique()):
             trainings = part.trainings[part.trainings["hardware"] == hardware]
-            plain = trainings[(trainings["defence"] == "none") & (trainings["bits"] != "FP")]
-            yardstick = (plain["seconds"] / plain["epochs"]).mean()
             rows = {}
             for defence in in_order(trainings["defence"]):
                 mine = trainings[trainings["defence"] == defence]
                 for bits in map(str, mine["bits"].unique()):
-                    rows[f"{title_of(defence)}, {bits}"] = _took(mine[mine["bits"] == bits], yardstick)
+                    rows[f"{title_of(defence)}, {bits}"] = _took(mine[mine["bits"] == bits], _plain(trainings, bits))
             title = _title(family) + (f", {hardware}" if hardware else "")
             _add(table, title, pd.DataFrame(rows).T.rename_axis("network and its bits"))
     return table
+
+
+def _plain(trainings: pd.DataFrame, bits: str) -> float:
+    """Seconds per epoch of plain quantisation-aware training for as many widths, or else one; NaN where none was."""
+    plain = trainings[trainings["defence"].isin(["none", "none, one width"]) & (trainings["bits"] != "FP")]
+    of = dict(tuple(plain.groupby(plain["bits"].str.count(" "))))
+    rows = of.get(bits.count(" "), of.get(0, plain.iloc[:0]))
+    return float((rows["seconds"] / rows["epochs"]).mean())
 
 
 def _took(group: pd.DataFrame, yardstick: float) -> dict[str, str]:
@@ -527,7 +538,7 @@ def _texts_by(runs: pd.DataFrame, *by: str) -> Iterable[tuple[tuple, str]]:
 
 def _rate_text(rate: Rate) -> str:
     """
-    >>> _rate_text(Rate(70, 100, (((70, 100),),)))
+    >>> _rate_text(Rate((((70, 100),),)))
     '0.700 (0.604 … 0.781)'
     """
     spread = f" ± {rate.spread:.3f}" if np.isfinite(rate.spread) else ""
@@ -539,8 +550,8 @@ def _say_sizes(table: PaperTable, used: Sequence[pd.DataFrame]) -> None:
     if not used:
         return
     runs = pd.concat(used).drop_duplicates("fingerprint")
-    found = rates(runs, "attack", "defence", "bits", "size", "placement", "training_seed")
-    sizes = pd.Series([rate.n for rate in found.values()])
+    cell = ["attack", "universal", "defence", "bits", "size", "placement", "opacity", *FAMILY]
+    sizes = pd.Series([rate.n for rate in rates(runs, *cell).values()])
     usual = int(sizes.mode().iloc[0])
     others = "" if sizes.nunique() == 1 else f" (n from {sizes.min():,} to {sizes.max():,})"
     told = [
@@ -548,7 +559,10 @@ def _say_sizes(table: PaperTable, used: Sequence[pd.DataFrame]) -> None:
         for attack, steps in runs.groupby("attack")["max_iter"]
         if steps.any()
     ]
-    table.caption += f" n = {usual:,}{others} per cell, over attack seeds {_listed(sorted(set(runs['seed'])))}."
+    seeds = (_listed(sorted(set(runs[name]))) for name in ("seed", "training_seed"))
+    table.caption += " n = {}{} per cell, over attack seeds {} and training seeds {}.".format(
+        f"{usual:,}", others, *seeds
+    )
     table.caption += f" {'; '.join(told)}." if told else ""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from statistics import fmean, stdev
 
 import numpy as np
 import pandas as pd
@@ -42,44 +43,52 @@ FAMILY = ["data", "model", "recipe"]
 
 _QUANTIZER = "uniform"
 _UNIVERSAL = ("patch_lavan", "patch_google")
+_STOPPING = ("patch_lavan", "patch_located", "patch_squares")
 _NETWORK = [*FAMILY, "defence", "bits", "training_seed"]
 _BUDGET = ["max_iter", "num_random_init"]
 _SETTINGS = ["placement", "settings", *_BUDGET]
 _FIGURES = ["n", "hits", "clean_accuracy", "ssim", "l2", "seconds"]
-_ATTACK = ["attack", "universal", "size", "opacity", "target", "surrogate", "seed", *_SETTINGS]
+_ATTACK = ["attack", "universal", "size", "opacity", "target", "surrogate", "stops", "seed", *_SETTINGS]
 _OPAQUE = {"target": "None", "size": "0", "placement": "", "universal": "False", "opacity": "1.0"}
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Images broken, of images attacked.
+    """The share of images that are broken, of images attacked.
 
     Attributes:
-        hits, n: over all seeds.
         by_training: (hits, n) of each attack seed, per training seed.
     """
 
-    hits: int
-    n: int
     by_training: tuple[tuple[tuple[int, int], ...], ...]
 
     @property
+    def n(self) -> int:
+        """Images, over all seeds."""
+        return sum(n for runs in self.by_training for _, n in runs)
+
+    @property
+    def of_trainings(self) -> list[float]:
+        """For each training seed the mean over attack seeds."""
+        return [fmean(hits / n for hits, n in runs) for runs in self.by_training]
+
+    @property
     def value(self) -> float:
-        return self.hits / self.n
+        """The mean over training seeds, as in `mean_estimate`."""
+        return fmean(self.of_trainings)
 
     @cached_property
     def interval(self) -> tuple[float, float]:
         """95 % interval: Wilson's over the images of a single run, else that of `mean_estimate`."""
         if sum(map(len, self.by_training)) > 1:
             return mean_estimate(self.samples(), generator(self.by_training)).interval
-        low, high = wilson_interval(self.hits, self.n)
+        low, high = wilson_interval(*self.by_training[0][0])
         return float(low), float(high)
 
     @property
     def spread(self) -> float:
         """Standard deviation between training seeds; NaN with a single one."""
-        values = [sum(hits for hits, _ in runs) / sum(n for _, n in runs) for runs in self.by_training]
-        return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+        return stdev(self.of_trainings) if len(self.by_training) > 1 else float("nan")
 
     def samples(self) -> list[list[np.ndarray]]:
         """Per training seed the zeros and ones of each attack seed, as for `mean_estimate`."""
@@ -97,9 +106,10 @@ class Patches:
     Attributes:
         attacks: one row per attack: `bits` (``random`` where a width is drawn for each image), `attack`, `universal`
             (one patch for all images), `size`, `placement`, `opacity`, `target`, `surrogate` (``itself``, a width or
-            ``all``), `max_iter`, `num_random_init`, `settings` (the others), `seed`, `n`, `hits`, `clean_accuracy`,
-            `ssim` and `l2` (means over all images; NaN where they were not measured), `seconds`; of a cell attacked
-            on several numbers of images those on most.
+            ``all``), `stops` (at the first success where that is usual, and nowhere else), `max_iter`,
+            `num_random_init`, `settings` (the others), `seed`, `n`, `hits`, `clean_accuracy`, `ssim` and `l2` (means
+            over all images; NaN where they were not measured), `seconds`; of a cell attacked on several numbers of
+            images those on most.
         trainings: one row per training: `bits` (all widths), `seconds`, `epochs`, `steps` (0 where an epoch is all
             training images), `patch_steps` (of the attack within, 0 for none), `hardware`.
         clean: one row per network and width: `bits`, `clean_accuracy` on the test set.
@@ -195,14 +205,22 @@ def _settings(runs: pd.DataFrame) -> pd.DataFrame:
         **{name: _whole(runs, f"attack.{name}") for name in _BUDGET},
     )
     found["universal"] = (found["universal"] == "True") | (found["attack"] == "patch_google")
-    told = {f"params.attack.{name}" for name in (*_OPAQUE, *_BUDGET)}
+    told = {f"params.attack.{name}" for name in (*_OPAQUE, *_BUDGET, "early_stop")}
     others = sorted(name for name in map(str, runs) if name.startswith("params.attack.") and name not in told)
     values = runs[others].rename(columns=lambda name: name.removeprefix("params.attack."))
     found["settings"] = [
         ", ".join(f"{name}={value}" for name, value in row.items() if _is_text(value))
         for row in values.to_dict("records")
     ]
+    found["stops"] = _stops_as_usual(runs, found)
     return found[_ATTACK]
+
+
+def _stops_as_usual(runs: pd.DataFrame, found: pd.DataFrame) -> pd.Series:
+    """Whether attacks with a patch for each image stop at their first success on the network itself, and only there."""
+    stops = _text(runs, "attack.early_stop", "True") == "True"
+    itself = (found["surrogate"] == ITSELF) & (_text(runs, "bits") != RANDOM_WIDTH)
+    return (stops == itself) | found["universal"] | ~found["attack"].isin(_STOPPING)
 
 
 def _trainings(runs: pd.DataFrame, names: pd.Series) -> pd.DataFrame:
@@ -356,18 +374,18 @@ def _name(run: dict) -> str:
 
 
 def white_box(attacks: pd.DataFrame, attack: str, *, universal: bool | None = None) -> pd.DataFrame:
-    """An attack's runs on the network itself, untargeted and opaque, with the settings that most have.
+    """An attack's runs made on the network itself, untargeted and opaque, with the settings that most have.
 
-    Sizes and widths are whatever there is, placements those of the trainings. `universal`: one patch for all
-    images, or one for each; None: as is usual for the attack.
+    Of attacks or transfers. Sizes and widths are whatever there is, placements those of the trainings. `universal`:
+    one patch for all images, or one for each; None: as is usual for the attack.
     """
-    wanted = {"attack": attack, "surrogate": ITSELF, "target": "None", "opacity": 1.0}
+    wanted = {"attack": attack, "surrogate": ITSELF, "stops": True, "target": "None", "opacity": 1.0}
     wanted["universal"] = attack in _UNIVERSAL if universal is None else universal
     mine = _where(attacks, wanted)
-    return with_usual_settings(mine[mine["placement"].isin(PLACEMENTS)])
+    return _with_usual_settings(mine[mine["placement"].isin(PLACEMENTS)])
 
 
-def with_usual_settings(attacks: pd.DataFrame) -> pd.DataFrame:
+def _with_usual_settings(attacks: pd.DataFrame) -> pd.DataFrame:
     """Those with the placement, budget and further settings that most have; of as frequent ones the largest budget."""
     if attacks.empty:
         return attacks
@@ -385,16 +403,11 @@ def varied(attacks: pd.DataFrame, like: pd.DataFrame, *free: str) -> pd.DataFram
 
 
 def rates(rows: pd.DataFrame, *by: str) -> dict[tuple, Rate]:
-    """Success rates, pooled over seeds, for each value of the columns `by`."""
+    """Success rates, over all seeds, for each value of the columns `by`."""
     found: dict[tuple, dict[str, list[tuple[int, int]]]] = {}
     for *key, training, hits, n in rows[[*by, "training_seed", "hits", "n"]].itertuples(index=False, name=None):
         found.setdefault(tuple(key), {}).setdefault(training, []).append((hits, n))
-    return {key: _pooled([found[key][training] for training in sorted(found[key])]) for key in sorted(found)}
-
-
-def _pooled(by_training: Sequence[Sequence[tuple[int, int]]]) -> Rate:
-    runs = [run for runs in by_training for run in runs]
-    return Rate(sum(hits for hits, _ in runs), sum(n for _, n in runs), tuple(map(tuple, by_training)))
+    return {key: Rate(tuple(tuple(found[key][training]) for training in sorted(found[key]))) for key in sorted(found)}
 
 
 def in_order(defences: Iterable[str]) -> list[str]:

@@ -310,9 +310,8 @@ class Ours:
 
     @_remembered
     def patch_transfer(self, defence: str, source: str, target: str, attack: str) -> Estimate:
-        rows = self._patches.transfers
-        mine = patches.with_usual_settings(rows[(rows["attack"] == attack) & (rows["size"] == patches.SIZE)])
-        found = patches.rates(mine, "defence", "bits", "target_bits")
+        mine = patches.white_box(self._patches.transfers, attack)
+        found = patches.rates(mine[mine["size"] == patches.SIZE], "defence", "bits", "target_bits")
         if (defence, source, target) not in found:
             raise AbsentError(f"no patches of {attack} transferred from {source} to {target} on {defence}")
         return mean_estimate(found[defence, source, target].samples(), generator(defence, source, target, attack))

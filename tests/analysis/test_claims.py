@@ -319,10 +319,13 @@ WANTED = {
         for m, kind in ((M, "capacity"), (M, "architecture"), (R, "capacity"))
         for note, within in (("", False), (", within attacks", True))
     },
+    "one-patch-breaks-undefended-2-bit": {
+        name: patched("none", "2", attack) - 0.7
+        for name, attack in (("LAVAN", "patch_lavan"), ("Google patch", "patch_google"))
+    },
     "patches-break-undefended-2-bit": {
         name: patched("none", "2", attack) - 0.7
-        for name, attack in (("LAVAN", "patch_lavan"), ("Google patch", "patch_google"),
-                             ("located patch", "patch_located"), ("squares", "patch_squares"))
+        for name, attack in (("located patch", "patch_located"), ("squares", "patch_squares"))
     },
     "patches-transfer-to-2-bit": {
         name: q("patch_transfer", "none", "FP", "2", attack) - 0.7
@@ -333,16 +336,26 @@ WANTED = {
         for b in ("FP", "4", "2")
         for how, kind in UNSEEN.items()
     },
+    "finetuned-pbat-fails-on-unseen": {
+        f"{b}, {how}": patched("pbat_finetuned", b, "patch_lavan", *kind) - patched("pbat_finetuned", b) - 0.2
+        for b in ("8", "5", "4", "2")
+        for how, kind in UNSEEN.items()
+    },
     "dwq-stops-no-patches": {
         f"{b}, {name}": 0.1 - abs(patched("dwq", b, attack) - patched("none", b, attack))
         for b in ("FP", "4", "2")
-        for name, attack in (("LAVAN", "patch_lavan"), ("Google patch", "patch_google"))
+        for name, attack in (("LAVAN", "patch_lavan"), ("Google patch", "patch_google"),
+                             ("located patch", "patch_located"), ("squares", "patch_squares"))
     },
     "qadt-r-below-others-on-unseen": below_on_unseen(),
     "qadt-r-25-points-below": below_on_unseen(by=0.25),
     "qadt-r-a-quarter-below": below_on_unseen(of=0.75),
     "qadt-r-keeps-clean-accuracy": {
-        b: 0.02 - (q("clean_accuracy", "none", b) - q("clean_accuracy", "qadt_r", b)) for b in ("FP", "4", "2")
+        b: 0.02 - (q("clean_accuracy", "none", b) - q("clean_accuracy", "qadt_r", b))
+        for b in ("FP", "8", "5", "4", "2")
+    },
+    "qadt-r-keeps-accuracy-of-one-width": {
+        b: 0.02 - (q("clean_accuracy", "none, one width", b) - q("clean_accuracy", "qadt_r", b)) for b in ("FP", "2")
     },
 }  # fmt: skip
 
