@@ -168,7 +168,12 @@ def _sections(
         Section("Networks", parts=listed("table3")),
         Section("The papers' figures", parts=pictures("figure")),
         Section("Transfer", parts=pictures("transfer-")),
-        Section("What is missing", "Sweeps that would fill what is left out above.", code=launches),
+        Section(
+            "What is missing",
+            "Sweeps that would fill what is left out above. Those of patches are to be given the recipe and the lengths"
+            " of attacks that results/README.md lists, or else train networks of another recipe, which is held apart.",
+            code=launches,
+        ),
     ]
     return [section for section in sections if section.parts or section.code]
 
