@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _TENSORS = ("x_adv", "indices", "labels")
-_OPTIONAL = ("perturbation", "patch", "corners")
+_OPTIONAL = ("targets", "perturbation", "patch", "corners")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class AdversarialExamples:
         indices: positions of their clean images in the test split, (n,).
         labels: true labels, (n,).
         metadata: the source in words: data, data_digest, model, bits, attack, …
+        targets: classes that a targeted attack was to reach, (n,).
         perturbation: the universal perturbation (channels, height, width), where there is one.
         patch: the patch (channels, k, k), or each image's own (n, channels, k, k), where there is one.
         corners: row and column of each patch's top left pixel, (n, 2).
@@ -31,6 +32,7 @@ class AdversarialExamples:
     indices: Tensor
     labels: Tensor
     metadata: dict[str, str]
+    targets: Tensor | None = None
     perturbation: Tensor | None = None
     patch: Tensor | None = None
     corners: Tensor | None = None
@@ -58,7 +60,7 @@ def load_examples(path: Path) -> AdversarialExamples:
             metadata = dict(stored.metadata() or {})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} holds no stored adversarial examples, or is damaged ({error})") from error
-    shapes = [tuple(tensors[name].shape) for name in _TENSORS]
-    if len(shapes[0]) != 4 or shapes[1:] != [shapes[0][:1]] * 2:
+    images, *of_each = [tuple(part.shape) for part in (*tensors.values(), optional.get("targets", tensors["labels"]))]
+    if len(images) != 4 or any(shape != images[:1] for shape in of_each):
         raise ValueError(f"{path} is damaged: its images, indices and labels do not fit together")
     return AdversarialExamples(**tensors, metadata=metadata, **optional)

@@ -124,7 +124,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
     victim = victims.obtain(cfg, data, tracker, parent, device)
     net = victim.net
     note("choosing images", of=label(cfg))
-    selection = networks.images_right(net, data.test, device, n=cfg.n, seed=cfg.seed, besides=_target_class(cfg))
+    selection = networks.images_right(net, data.test, device, n=cfg.n, seed=cfg.seed, besides=target_class(cfg))
     x, y = data.test.pixels(selection.indices).to(device), selection.labels.to(device)
     clean_logits = predict(net, x)
     targets = choose_targets(cfg.attack.get("target"), clean_logits, y, seed=cfg.seed)
@@ -173,6 +173,7 @@ def run(cfg: DictConfig, tracker: Tracker, fingerprint: str, parent: str | None)
             selection.indices,
             selection.labels,
             facts,
+            targets,
             outcome.perturbation,
             outcome.patch,
             outcome.corners,
@@ -231,7 +232,7 @@ def _attack(
     return result
 
 
-def _target_class(cfg: DictConfig) -> int | None:
+def target_class(cfg: DictConfig) -> int | None:
     """The class that all images are to be taken for, if there is one."""
     target = cfg.attack.get("target")
     return target if isinstance(target, int) else None
@@ -246,7 +247,7 @@ def _crafting(cfg: DictConfig) -> dict[str, Any]:
 def _crafting_images(
     cfg: DictConfig, net: torch.nn.Module, data: ImageData, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    wanted = {"n": cfg.attack.craft_n, "seed": cfg.seed, "besides": _target_class(cfg)}
+    wanted = {"n": cfg.attack.craft_n, "seed": cfg.seed, "besides": target_class(cfg)}
     chosen = networks.images_right(net, data.train, device, **wanted)
     return data.train.pixels(chosen.indices).to(device), chosen.labels.to(device)
 

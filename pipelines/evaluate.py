@@ -103,6 +103,8 @@ def joint_record(
 ) -> pd.DataFrame:
     """The per-image record of the examples whose clean image the network gets right (the paper's transfer rule).
 
+    Those of a targeted attack succeed where the network takes them for its target.
+
     Args:
         net: on `device`.
         examples: made on images of `split`.
@@ -128,7 +130,8 @@ def joint_record(
     kept = torch.cat(positions)
     indices, labels, x_adv = (part[kept].to(device) for part in (examples.indices, examples.labels, examples.x_adv))
     x = split.pixels(examples.indices[kept]).to(device)
-    return per_image_record(indices, labels, x, x_adv, torch.cat(logits), predict(net, x_adv))
+    targets = None if examples.targets is None else examples.targets[kept].to(device)
+    return per_image_record(indices, labels, x, x_adv, torch.cat(logits), predict(net, x_adv), targets)
 
 
 def read_examples(path: Path) -> AdversarialExamples:

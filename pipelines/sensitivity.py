@@ -109,7 +109,7 @@ def _network_and_images(
 ) -> tuple[torch.nn.Module, Tensor, Tensor]:
     device = settings.device(cfg)
     net = freeze(networks.obtain(cfg, data, tracker, parent).net.to(device), compile=cfg.trainer.compile)
-    chosen = networks.images_right(net, data.test, device, n=n, seed=cfg.seed)
+    chosen = networks.images_right(net, data.test, device, n=n, seed=cfg.seed, besides=attack.target_class(cfg))
     return net, data.test.pixels(chosen.indices).to(device), chosen.labels.to(device)
 
 

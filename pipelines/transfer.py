@@ -163,7 +163,9 @@ def _on_fresh_images(
 
 
 def _row(target: DictConfig, network: Network, record: pd.DataFrame) -> dict[str, Any]:
-    """One target; distances are over the images that it gets wrong, NaN where there are none."""
+    """One target. `transfer_rate`: the share of images it gets wrong; `attack_success_rate`: the same, or of a targeted
+    attack the share taken for its target. Distances are over these, NaN where there are none.
+    """
     figures = summarise(record)
     return {
         "target_model": target.model.name,
@@ -173,6 +175,7 @@ def _row(target: DictConfig, network: Network, record: pd.DataFrame) -> dict[str
         "n": len(record),
         **{f"adversarial_accuracy{end}": figures[f"adversarial_accuracy{end}"] for end in ("", "_low", "_high")},
         "transfer_rate": figures["evasion_rate"],
+        "attack_success_rate": figures["attack_success_rate"],
         **{distance: figures.get(distance, float("nan")) for distance in ("l2", "l2_median", "linf")},
         "test_accuracy": network.description["test_accuracy"],
     }

@@ -7,30 +7,33 @@ from safetensors.torch import save_file
 from attacks import AdversarialExamples, load_examples, save_examples
 
 
-def examples(*, universal: bool = False) -> AdversarialExamples:
+def examples(*, universal: bool = False, targeted: bool = False) -> AdversarialExamples:
     generator = torch.Generator().manual_seed(0)
     return AdversarialExamples(
         x_adv=torch.rand(5, 3, 4, 6, generator=generator),
         indices=torch.tensor([9, 3, 7, 1, 0]),
         labels=torch.tensor([0, 1, 2, 3, 4]),
         metadata={"data": "digits", "attack": "fgsm ε = 0.1"},
+        targets=torch.tensor([1, 2, 3, 4, 0]) if targeted else None,
         perturbation=torch.rand(3, 4, 6, generator=generator) if universal else None,
     )
 
 
 @pytest.mark.parametrize("universal", [False, True])
-def test_round_trip(tmp_path: Path, universal: bool):
-    saved = examples(universal=universal)
+@pytest.mark.parametrize("targeted", [False, True])
+def test_round_trip(tmp_path: Path, universal: bool, targeted: bool):
+    saved = examples(universal=universal, targeted=targeted)
     save_examples(tmp_path / "new folder" / "x.safetensors", saved)
     loaded = load_examples(tmp_path / "new folder" / "x.safetensors")
     for name in ("x_adv", "indices", "labels"):
         assert torch.equal(getattr(loaded, name), getattr(saved, name))
         assert getattr(loaded, name).dtype == getattr(saved, name).dtype
     assert loaded.metadata == saved.metadata
-    if universal:
-        assert torch.equal(loaded.perturbation, saved.perturbation)
-    else:
-        assert loaded.perturbation is None
+    for name, given in (("perturbation", universal), ("targets", targeted)):
+        if given:
+            assert torch.equal(getattr(loaded, name), getattr(saved, name))
+        else:
+            assert getattr(loaded, name) is None
 
 
 def test_channels_last_images_are_stored_as_they_are(tmp_path: Path):

@@ -86,13 +86,14 @@ def test_stored_examples_are_evaluated_on_another_network(command, client, capsy
     )
 
 
-def test_evaluating_examples_on_their_own_network_gives_the_attack_s_figures(command, client):
-    assert command("attack", "bits=1", *QUICK) == 0
+@pytest.mark.parametrize("aim", ["attack=fgsm", "attack.target=next"])
+def test_evaluating_examples_on_their_own_network_gives_the_attack_s_figures(command, client, aim):
+    assert command("attack", "bits=1", *QUICK, aim) == 0
     (source,) = runs_of(client, "attack")
     network = source.data.tags["source_run_id"]
     assert command("evaluate", "bits=1", f"network={network}", f"examples={source.info.run_id}") == 0
     (run,) = runs_of(client, "evaluate")
-    for figure in ("adversarial_accuracy", "n", "gave_up", "l2_all"):
+    for figure in ("adversarial_accuracy", "attack_success_rate", "n", "gave_up", "l2_all"):
         assert run.data.metrics[figure] == source.data.metrics[figure]
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,8 @@ from tests.pipelines.test_bad_input import assert_one_line_with, nothing_runs
 CPU = torch.device("cpu")
 COLUMNS = [
     "target_model", "target_bits", "target_training_seed", "target_network", "n", "adversarial_accuracy",
-    "adversarial_accuracy_low", "adversarial_accuracy_high", "transfer_rate", "l2", "l2_median", "linf",
-    "test_accuracy",
+    "adversarial_accuracy_low", "adversarial_accuracy_high", "transfer_rate", "attack_success_rate", "l2", "l2_median",
+    "linf", "test_accuracy",
 ]  # fmt: skip
 
 
@@ -81,6 +82,13 @@ def test_the_first_images_that_both_networks_get_right_are_kept_in_their_order(b
     assert record["evaded"].tolist() == evaded
     assert record["label"].tolist() == SPLIT.labels[kept].tolist()
     assert record["l2"].tolist() == pytest.approx([100 / 255] * len(kept))
+
+
+def test_targeted_examples_succeed_where_they_are_taken_for_their_target():
+    targeted = dataclasses.replace(ON, targets=torch.tensor([2, 0, 2, 0, 2, 1]))
+    record = joint_record(Lookup(CLEAN | ADVERSARIAL), targeted, SPLIT, device=CPU)
+    assert record["evaded"].tolist() == [True, False, True, False]
+    assert record["success"].tolist() == [True, False, False, False]
 
 
 def test_a_network_that_gets_no_clean_image_right_has_nothing_to_resist_with():
