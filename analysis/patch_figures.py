@@ -27,7 +27,6 @@ from analysis.patches import (
     rates,
     title_of,
     white_box,
-    with_usual_settings,
 )
 from analysis.tables import TITLES, bits_title, counted
 
@@ -183,19 +182,19 @@ def _lines(axis: Axes, found: Mapping[tuple, Rate], places: Sequence[object], fo
 
 def _transfers(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     """Heat maps, source by target width: rows attacks, columns defences."""
-    rows = part.transfers[part.transfers["size"] == SIZE] if len(part.transfers) else part.transfers
-    attacks = [attack for attack in ATTACKS if attack in set(rows["attack"])]
-    defences = in_order(rows["defence"])
-    if not attacks:
+    found = {attack: white_box(part.transfers, attack) for attack in ATTACKS}
+    found = {attack: runs[runs["size"] == SIZE] for attack, runs in found.items()}
+    found = {attack: runs for attack, runs in found.items() if len(runs)}
+    if not found:
         return
+    rows = pd.concat(found.values())
+    defences = in_order(rows["defence"])
     widths = sorted({*rows["bits"], *rows["target_bits"]}, key=bits_key)
-    figure = Figure(figsize=(2.2 * len(defences) + 0.7, 2.2 * len(attacks) + 0.5))
-    axes = figure.subplots(len(attacks), len(defences), squeeze=False)
-    for line, attack in zip(axes, attacks, strict=True):
-        mine = with_usual_settings(rows[rows["attack"] == attack])
+    figure = Figure(figsize=(2.2 * len(defences) + 0.7, 2.2 * len(found) + 0.5))
+    axes = figure.subplots(len(found), len(defences), squeeze=False)
+    for line, (attack, runs) in zip(axes, found.items(), strict=True):
         for axis, defence in zip(line, defences, strict=True):
-            found = rates(mine[mine["defence"] == defence], "bits", "target_bits")
-            _square(axis, found, widths)
+            _square(axis, rates(runs[runs["defence"] == defence], "bits", "target_bits"), widths)
             axis.set_title(f"{title_of(defence)}, {ATTACKS[attack]}", fontsize=7)
     figure.supylabel("made at, bits", fontsize=8)
     figure.supxlabel("shown to, bits", fontsize=8)

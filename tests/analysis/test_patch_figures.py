@@ -1,0 +1,32 @@
+"""Figures of the patch study, drawn from runs with known rates."""
+
+import pandas as pd
+
+from analysis.patch_figures import all_figures
+from analysis.patches import read
+from tests.analysis.test_patches import study, transferred
+
+
+def drawn(runs, start, pictures=None):
+    """The figures whose name starts like this: (name, caption, figure)."""
+    return [drawing for drawing in all_figures(read(runs), pictures or {}) if drawing[0].startswith(start)]
+
+
+def texts(axis):
+    return [text.get_text() for text in axis.texts]
+
+
+def test_transfers_of_patches_of_another_kind_are_not_pooled_with_the_usual_ones():
+    runs, table = transferred("none", lambda source, target: 0.4)
+    odd = [("attack.opacity", "0.5"), ("attack.target", "3"), ("surrogate", "all"), ("attack.universal", "False")]
+    parts = [(runs, table)]
+    for name, value in odd:
+        key = f"{name}={value} "
+        parts.append((
+            runs.assign(fingerprint=key + runs["fingerprint"], **{f"params.{name}": value}),
+            table.assign(fingerprint=key + table["fingerprint"], transfer_rate=0.9, n=7),
+        ))  # fmt: skip
+    runs, table = (pd.concat(columns, ignore_index=True) for columns in zip(*parts, strict=True))
+    ((_, caption, figure),) = drawn(study(transfer=runs, transfers=table), "patch-transfer")
+    assert texts(figure.axes[0]) == ["0.40"] * 9
+    assert "n = 100 to 100 per square" in caption
