@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import matplotlib as mpl
@@ -191,22 +192,27 @@ def _transfers(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     defences = in_order(rows["defence"])
     widths = sorted({*rows["bits"], *rows["target_bits"]}, key=bits_key)
     figure = Figure(figsize=(2.2 * len(defences) + 0.7, 2.2 * len(found) + 0.5))
-    axes = figure.subplots(len(found), len(defences), squeeze=False)
+    axes = figure.subplots(len(found), len(defences), squeeze=False, sharex=True, sharey=True)
+    complete = True
     for line, (attack, runs) in zip(axes, found.items(), strict=True):
+        line[0].set_ylabel(f"{ATTACKS[attack]}\nmade at, bits", fontsize=8)
         for axis, defence in zip(line, defences, strict=True):
-            _square(axis, rates(runs[runs["defence"] == defence], "bits", "target_bits"), widths)
-            axis.set_title(f"{title_of(defence)}, {ATTACKS[attack]}", fontsize=7)
-    figure.supylabel("made at, bits", fontsize=8)
+            complete &= _square(axis, rates(runs[runs["defence"] == defence], "bits", "target_bits"), widths)
+    for axis, defence in zip(axes[0], defences, strict=True):
+        axis.set_title(textwrap.fill(title_of(defence), 34), fontsize=8)
     figure.supxlabel("shown to, bits", fontsize=8)
     yield (
         f"patch-transfer-{name}",
         f"{about}: share of patched images made at one width that another width of the same defence gets wrong, both"
-        f" right without the patch; n = {rows['n'].min():,} to {rows['n'].max():,} per square.",
+        f" right without the patch; n = {rows['n'].min():,} to {rows['n'].max():,} per square"
+        f"{'' if complete else '; hatched: not run'}.",
         figure,
     )
 
 
-def _square(axis: Axes, found: Mapping[tuple, Rate], widths: Sequence[str]) -> None:
+def _square(axis: Axes, found: Mapping[tuple, Rate], widths: Sequence[str]) -> bool:
+    """Rates of one defence, hatched where there are none; whether there are all."""
+    axis.patch.set(facecolor="#f4f4f4", edgecolor="#c8c8c8", hatch="////", linewidth=0)
     matrix = np.full((len(widths), len(widths)), np.nan)
     for (source, target), rate in found.items():
         matrix[widths.index(source), widths.index(target)] = rate.value
@@ -218,6 +224,7 @@ def _square(axis: Axes, found: Mapping[tuple, Rate], widths: Sequence[str]) -> N
     axis.set_xticks(range(len(widths)), widths)
     axis.set_yticks(range(len(widths)), widths)
     axis.tick_params(length=0, labelsize=7)
+    return bool(np.isfinite(matrix).all())
 
 
 def _alignments(part: Patches, name: str, about: str) -> Iterator[Drawing]:

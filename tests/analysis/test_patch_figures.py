@@ -1,5 +1,6 @@
 """Figures of the patch study, drawn from runs with known rates."""
 
+import numpy as np
 import pandas as pd
 
 from analysis.patch_figures import all_figures
@@ -30,3 +31,16 @@ def test_transfers_of_patches_of_another_kind_are_not_pooled_with_the_usual_ones
     ((_, caption, figure),) = drawn(study(transfer=runs, transfers=table), "patch-transfer")
     assert texts(figure.axes[0]) == ["0.40"] * 9
     assert "n = 100 to 100 per square" in caption
+
+
+def test_squares_of_transfers_never_run_are_hatched_and_the_caption_says_so():
+    runs, table = transferred("none", lambda source, target: 0.4)
+    ((_, caption, _),) = drawn(study(transfer=runs, transfers=table), "patch-transfer")
+    assert "hatched" not in caption
+    ((_, caption, figure),) = drawn(
+        study(transfer=runs, transfers=table[table["target_bits"] != "4"]), "patch-transfer"
+    )
+    assert caption.endswith("; hatched: not run.")
+    (axis,) = figure.axes
+    assert axis.patch.get_hatch()
+    assert np.isnan(axis.images[0].get_array().filled(np.nan)).tolist() == [[False, True, False]] * 3
