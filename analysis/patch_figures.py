@@ -34,7 +34,7 @@ from analysis.tables import TITLES, bits_title, counted
 _COLOURS = dict(
     zip(DEFENCES, ("#4d4d4d", "#e69f00", "#8c6d00", "#56b4e9", "#0072b2", "#c0504d", "#009e73"), strict=True)
 )
-_SHIFT = 0.07  # between the lines of a panel, in widths, so that intervals do not hide each other
+_SHIFT, _SPREAD = 0.05, 0.34  # so that intervals do not hide each other: between lines, of all, in widths
 _PICTURED = ("patch_lavan", "patch_google")
 _SHOWN = 6
 _KINDS = {"measured": "o", "shuffled": "_", "noise": "x"}
@@ -117,7 +117,8 @@ def _against_bits(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     yield (
         f"patch-bits-{name}",
         f"{about}: success rate of white-box patches of {SIZE}×{SIZE} pixels against the width, with 95 %"
-        f" intervals over images and seeds; {_counted(pd.concat(found.values()))}.",
+        f" intervals over images and seeds; lines join neighbouring widths that were both run;"
+        f" {_counted(pd.concat(found.values()))}.",
         figure,
     )
 
@@ -140,7 +141,8 @@ def _against_size(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     yield (
         f"patch-size-{name}",
         f"{about}: success rate of one white-box LAVAN patch against its size, with 95 % intervals over images and"
-        f" seeds. Patches of {SIZE}×{SIZE} were trained on; {_counted(runs)}.",
+        f" seeds; lines join neighbouring sizes that were both run. Patches of {SIZE}×{SIZE} were trained on;"
+        f" {_counted(runs)}.",
         figure,
     )
 
@@ -168,14 +170,14 @@ def _forms(defences: Iterable[str]) -> dict[str, str]:
 
 
 def _lines(axis: Axes, found: Mapping[tuple, Rate], places: Sequence[object], forms: Mapping[str, str]) -> None:
-    """One line per defence, see `_forms`; `found`: (defence, place) -> rate."""
+    """Per defence, see `_forms`, points at the places it has, joined where neighbours; `found`: (defence, place)."""
     defences = in_order(defence for defence, _ in found)
+    shift = min(_SHIFT, _SPREAD / len(defences))
     for number, defence in enumerate(defences):
-        mine = {places.index(place): rate for (of, place), rate in found.items() if of == defence}
-        at = sorted(mine)
-        values = np.array([mine[place].value for place in at])
-        errors = np.abs(np.array([mine[place].interval for place in at]).T - values)
-        shifted = np.array(at) + _SHIFT * (number - (len(defences) - 1) / 2)
+        mine = [found.get((defence, place)) for place in places]
+        values = np.array([rate.value if rate else np.nan for rate in mine])  # NaN breaks a line
+        errors = np.abs(np.array([rate.interval if rate else (np.nan, np.nan) for rate in mine]).T - values)
+        shifted = np.arange(len(places)) + shift * (number - (len(defences) - 1) / 2)
         colour, label = _colour(defence), title_of(defence)
         face = colour if defence in DEFENCES else "white"
         axis.errorbar(shifted, values, yerr=errors, fmt=forms[defence], mfc=face, color=colour, ms=3, lw=1, label=label)

@@ -5,7 +5,7 @@ import pandas as pd
 
 from analysis.patch_figures import all_figures
 from analysis.patches import read
-from tests.analysis.test_patches import study, transferred
+from tests.analysis.test_patches import attacks, study, transferred
 
 
 def drawn(runs, start, pictures=None):
@@ -44,3 +44,17 @@ def test_squares_of_transfers_never_run_are_hatched_and_the_caption_says_so():
     (axis,) = figure.axes
     assert axis.patch.get_hatch()
     assert np.isnan(axis.images[0].get_array().filled(np.nan)).tolist() == [[False, True, False]] * 3
+
+
+def test_lines_join_neighbouring_widths_alone_and_points_stand_by_their_width():
+    widths = {"none": "FP,8,5,4,2", "pbat": "FP,4,2", "dwq": "FP,8,5,4,2", "qadt_r": "FP,2", "triqdef": "FP,8,2"}
+    launches = [
+        f"experiment=patch_attacks seed=0 attack=patch_lavan defence={defence} bits={bits}"
+        for defence, bits in widths.items()
+    ]
+    ((_, _, figure),) = drawn(study(attacks(*launches)), "patch-bits")
+    lines = {bars.get_label(): bars.lines[0] for bars in figure.axes[0].containers}
+    there = {title: np.isfinite(line.get_ydata()).tolist() for title, line in lines.items()}
+    assert there["PBAT"] == [True, False, False, True, True]  # FP and 8 to 4 bits are not joined
+    assert there["TriQDef (ours)"] == [True, True, False, False, True]
+    assert all(abs(line.get_xdata() - np.arange(5)).max() < 0.2 for line in lines.values())
