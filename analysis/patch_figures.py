@@ -242,6 +242,8 @@ def _alignment(rows: pd.DataFrame, name: str, about: str) -> Drawing:
     defences = in_order(rows["defence"])
     figure = Figure(figsize=(10, 5.2))
     axes = figure.subplots(2, 2, sharex=True).flat
+    measured = rows[rows["kind"] == "measured"].groupby(["defence", "pair"]).mean(numeric_only=True)
+    widest = max((measured[f"{measure}_high"] - measured[measure]).max() for measure in MEASURES)
     for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
         for number, defence in enumerate(defences):
             for kind, marker in _KINDS.items():
@@ -249,10 +251,10 @@ def _alignment(rows: pd.DataFrame, name: str, about: str) -> Drawing:
                 mine = mine.groupby("pair").mean(numeric_only=True).reindex(pairs)
                 at = np.arange(len(pairs)) + 0.8 * ((number + 0.5) / len(defences) - 0.5)
                 half = mine[f"{measure}_high"] - mine[measure] if kind == "measured" else None
-                colour = _colour(defence) if kind == "measured" else "#9a9a9a"
-                axis.errorbar(at, mine[measure], yerr=half, fmt=marker, color=colour, ms=4, lw=1)
-        axis.set_title(title)
-        axis.set_xticks(range(len(pairs)), [pair.replace("-", "↔") for pair in pairs])
+                colour, side = (_colour(defence), 2) if kind == "measured" else ("#9a9a9a", 4)
+                axis.errorbar(at, mine[measure], yerr=half, fmt=marker, color=colour, ms=side, lw=1, capsize=2.5)
+        axis.set_ylabel(f"{title}, mean")
+        axis.set_xticks(range(len(pairs)), [pair.replace("-", "↔") for pair in pairs], fontsize=8)
         axis.axhline(0, color="#d0d0d0", lw=0.6, zorder=0)
     figure.supxlabel("bits", fontsize=9)
     named = [Line2D([], [], marker="o", ls="", ms=4, color=_colour(d), label=title_of(d)) for d in defences]
@@ -262,8 +264,9 @@ def _alignment(rows: pd.DataFrame, name: str, about: str) -> Drawing:
     return (
         f"patch-alignment-{name}",
         f"{about}: how alike the input gradients of an image are at two widths, mean over"
-        f" n = {int(rows['n'].min()):,} images and more with 95 % intervals; grey: gradients of different images and"
-        " white noise. Only what lies above the grey marks is alignment.",
+        f" n = {int(rows['n'].min()):,} images and more; the bars are 95 % intervals, at most"
+        f" ± {widest:.3f}, so that many are no higher than their marker; grey: gradients of different images and white"
+        " noise. Only what lies above the grey marks is alignment.",
         figure,
     )
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from analysis.patch_figures import all_figures
 from analysis.patches import read
-from tests.analysis.test_patches import attacks, study, transferred
+from tests.analysis.test_patches import aligned, attacks, study, trainings, transferred
 
 
 def drawn(runs, start, pictures=None):
@@ -58,3 +59,14 @@ def test_lines_join_neighbouring_widths_alone_and_points_stand_by_their_width():
     assert there["PBAT"] == [True, False, False, True, True]  # FP and 8 to 4 bits are not joined
     assert there["TriQDef (ours)"] == [True, True, False, False, True]
     assert all(abs(line.get_xdata() - np.arange(5)).max() < 0.2 for line in lines.values())
+
+
+def test_alignment_has_named_axes_and_intervals_that_the_caption_bounds():
+    ((_, caption, figure),) = drawn(study(train=trainings("none"), **aligned()), "patch-alignment")
+    assert [axis.get_ylabel() for axis in figure.axes] == [
+        "cosine, mean", "edge IoU, mean", "HOG cosine, mean", "centred HOG cosine, mean"
+    ]  # fmt: skip
+    assert "95 % intervals, at most ± 0.010" in caption
+    measured = figure.axes[0].containers[0].lines
+    assert measured[2][0].get_segments()[0][:, 1] == pytest.approx([0.29, 0.31])
+    assert len(measured[1]) == 2  # the caps, which show where a bar is no higher than its marker
