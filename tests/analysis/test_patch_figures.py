@@ -70,3 +70,14 @@ def test_alignment_has_named_axes_and_intervals_that_the_caption_bounds():
     measured = figure.axes[0].containers[0].lines
     assert measured[2][0].get_segments()[0][:, 1] == pytest.approx([0.29, 0.31])
     assert len(measured[1]) == 2  # the caps, which show where a bar is no higher than its marker
+
+
+def test_captions_of_pictures_say_which_widths_and_images_they_show():
+    runs = attacks("experiment=patch_attacks seed=0 attack=patch_lavan defence=none bits=FP,4,2")
+    shade = np.zeros((10, 3, 32, 32), np.uint8)
+    pictures = {f"{key}.{kind}": shade[0, :, :6, :6] if kind == "patch" else shade
+                for key in runs["fingerprint"] for kind in ("patch", "first")}  # fmt: skip
+    ((_, caption, figure),) = drawn(study(runs), "patch-pictures", pictures)
+    assert [text for axis in figure.axes for text in texts(axis)] == ["undefended, FP", "undefended, 2 bit"]
+    assert "Of the widths FP and 2 bits are shown" in caption
+    assert "first that the row's network gets right without the patch" in caption
