@@ -11,10 +11,14 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import STYLE, Drawing
+from analysis.patch_maps import KINDS as MAP_KINDS
+from analysis.patch_maps import Maps, maps_of
 from analysis.patch_tables import MEASURES
 from analysis.patches import (
     ATTACKS,
@@ -47,15 +51,17 @@ def all_figures(patches: Patches, pictures: Mapping[str, np.ndarray]) -> list[Dr
     Args:
         pictures: uint8, ``FINGERPRINT.patch`` (c, k, k) and, with it on them, ``FINGERPRINT.first`` (k, c, h, w).
     """
+    patches = patches.without_ablations()
     drawn: list[Drawing] = []
     with mpl.rc_context(STYLE):
         for family in patches.families():
-            part = patches.of(family).without_ablations()
+            part = patches.of(family)
             name = _name(family, patches.families())
+            top = _top_rate(patches, family)
             about = f"{TITLES.get(family[1], family[1])} on {family[0]}, {family[2]}"
             drawn += [*_pictures(part, pictures, name, about), *_against_bits(part, name, about)]
             drawn += [*_against_size(part, name, about), *_transfers(part, name, about)]
-            drawn += [*_alignments(part, name, about), *_sensitivity(part, name, about)]
+            drawn += [*_alignments(part, name, about), *_sensitivity(part, top, name, about)]
     return drawn
 
 
@@ -274,34 +280,50 @@ def _alignment(rows: pd.DataFrame, name: str, about: str) -> Drawing:
     )
 
 
-def _sensitivity(part: Patches, name: str, about: str) -> Iterator[Drawing]:
-    """Per defence: where on the image the patch, and noise of its size, breaks most."""
-    rows = part.sensitivities
-    for defence in in_order(rows["defence"]):
-        for attack in [attack for attack in ATTACKS if attack in set(rows["attack"])]:
-            mine = rows[(rows["defence"] == defence) & (rows["attack"] == attack)]
-            if mine.empty:
-                continue
-            widths = sorted(mine["bits"].unique(), key=bits_key)
-            figure = Figure(figsize=(1.6 * len(widths) + 1.6, 3.6))
-            axes = figure.subplots(2, len(widths), squeeze=False)
-            top = mine["success_rate"].max()
-            for line, kind in zip(axes, ("patch", "noise"), strict=True):
-                for axis, bits in zip(line, widths, strict=True):
-                    cells = mine[(mine["bits"] == bits) & (mine["kind"] == kind)]
-                    places = cells.pivot_table(index="row", columns="column", values="success_rate")
-                    drawn = axis.imshow(places, vmin=0, vmax=top, cmap="magma")
-                    axis.set_title(f"{kind}, {bits_title(bits)}: {places.to_numpy().mean():.2f}", fontsize=7)
-                    axis.set_xticks([])
-                    axis.set_yticks([])
-            figure.colorbar(drawn, ax=axes, shrink=0.7, label="success rate")
-            yield (
-                f"patch-sensitivity-{name}-{defence.replace(' ', '')}-{attack.removeprefix('patch_')}",
-                f"{about}, {title_of(defence)}: success rate of the {ATTACKS[attack]} patch (top) and of noise of its"
-                f" size (bottom) by the place of its upper left pixel; above each map its mean;"
-                f" n = {int(mine['n'].min()):,} images.",
-                figure,
-            )
+def _top_rate(patches: Patches, family: Sequence[str]) -> float:
+    """The highest rate on all maps of the family's data and model: where the colours of each of them end."""
+    alike = [other for other in patches.families() if tuple(other[:2]) == tuple(family[:2])]
+    found = [maps.rows["success_rate"].max() for other in alike for maps in maps_of(patches.of(other).sensitivities)]
+    return max(found, default=0.0) or 1.0
+
+
+def _sensitivity(part: Patches, top: float, name: str, about: str) -> Iterator[Drawing]:
+    """Per defence and patch: where on the image the patch, and noise of its size, breaks most."""
+    found = maps_of(part.sensitivities)
+    several = len({maps.stride for maps in found}) > 1
+    for maps in found:
+        which = f"{maps.defence.replace(' ', '')}-{maps.attack.removeprefix('patch_')}{maps.suffix}"
+        stride = f"-every-{maps.stride}" if several else ""
+        yield (
+            f"patch-sensitivity-{name}-{which}{stride}",
+            f"{about}, {title_of(maps.defence)}: success rate of the {maps.patch} patch (top) and of noise of its size"
+            " (bottom) by the pixel of the image that its upper left corner lies on; above each map its mean. Colours"
+            " mean the same in all maps of the model and data set, and tell more of low rates than of high ones;"
+            f" n = {counted(maps.images)} images per map.",
+            _mapped(maps, top),
+        )
+
+
+def _mapped(maps: Maps, top: float) -> Figure:
+    """A column for each width; `top`: the rate at which the colours end."""
+    figure = Figure(figsize=(1.6 * len(maps.widths) + 1.6, 3.8))
+    axes = figure.subplots(2, len(maps.widths), squeeze=False, sharex=True, sharey=True)
+    for line, kind in zip(axes, MAP_KINDS, strict=True):
+        for axis, bits in zip(line, maps.widths, strict=True):
+            places = maps.places(bits, kind)
+            (first, last), (left, right) = (np.array(at, float)[[0, -1]] for at in places.axes)
+            edges = np.array((left, right, last, first)) + maps.stride / 2 * np.array((-1, 1, 1, -1))
+            norm = PowerNorm(0.5, vmin=0, vmax=top)
+            drawn = axis.imshow(places, norm=norm, cmap="magma", extent=tuple(edges))
+            axis.set_title(f"{kind}, {bits_title(bits)}: {places.to_numpy().mean():.2f}", fontsize=7)
+            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.tick_params(labelsize=7)
+    figure.supxlabel("column of the patch's corner, pixels", fontsize=8)
+    figure.supylabel("row of the patch's corner, pixels", fontsize=8)
+    ticks = [rate for rate in (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1) if rate <= top]
+    figure.colorbar(drawn, ax=axes, shrink=0.7, label="success rate", ticks=ticks)
+    return figure
 
 
 def _counted(runs: pd.DataFrame) -> str:

@@ -107,8 +107,8 @@ class Patches:
         to_others: the same to another model, `target_model`.
         alignments: one row per pair of widths and kind, see `pipelines.alignment.alignment_table`;
             `images`: empty for clean ones, else which patch they carry.
-        sensitivities: one row per width, kind and place: `bits`, `kind`, `row`, `column`, `success_rate`, `n`, and
-            the patch's `attack` and `size`.
+        sensitivities: one row per width, kind and place: `bits`, `kind`, `row`, `column`, `success_rate`, `n`; the
+            patch's settings as in `attacks`, and the `stride` between places.
     """
 
     attacks: pd.DataFrame
@@ -266,7 +266,7 @@ def _hung_on(runs: pd.DataFrame, table: pd.DataFrame, names: pd.Series) -> pd.Da
     runs = _uniform(runs)
     if runs.empty or table.empty:
         return pd.DataFrame(columns=["fingerprint", *_NETWORK, "images"])
-    known = _networks(runs, names).join(_settings(runs)[["attack", "size", "seed"]])
+    known = _networks(runs, names).join(_settings(runs)).assign(stride=_whole(runs, "stride"))
     at, pixels = _text(runs, "patched"), known["size"].astype(str)
     known["images"] = known["attack"].map(ATTACKS) + " " + pixels + "×" + pixels + " made at " + at
     known["images"] = known["images"].where(at != "", "")

@@ -81,3 +81,56 @@ def test_captions_of_pictures_say_which_widths_and_images_they_show():
     assert [text for axis in figure.axes for text in texts(axis)] == ["undefended, FP", "undefended, 2 bit"]
     assert "Of the widths FP and 2 bits are shown" in caption
     assert "first that the row's network gets right without the patch" in caption
+
+
+def mapped(rate, *, defence="dwq", key="s", images=50, stride=2, **settings):
+    """Maps of one run at FP and 2 bits; `rate`: a function of width, kind, row and column in pixels."""
+    told = {"params.bits": "FP 2", "params.stride": str(stride), "fingerprint": key}
+    told |= {f"params.attack.{name}": value for name, value in settings.items()}
+    runs = attacks(f"experiment=patch_attacks bits=FP seed=0 attack=patch_lavan defence={defence}").assign(**told)
+    table = [{"fingerprint": key, "bits": bits, "kind": kind, "row": row, "column": column, "n": images,
+              "success_rate": rate(bits, kind, row, column)}
+             for bits in ("FP", "2") for kind in ("patch", "noise")
+             for row in range(0, 20, stride) for column in range(0, 20, stride)]  # fmt: skip
+    return {"sensitivity": runs, "sensitivities": pd.DataFrame(table)}
+
+
+def together(*parts):
+    return {name: pd.concat([part[name] for part in parts], ignore_index=True) for name in parts[0]}
+
+
+def test_maps_have_axes_in_pixels_and_one_scale_of_colours_for_all_defences():
+    strong = mapped(lambda bits, kind, row, column: 0.8 if (bits, kind, row) == ("FP", "patch", 18) else 0.1)
+    weak = mapped(lambda bits, kind, row, column: 0.2, defence="triqdef", key="w")
+    found = drawn(study(**together(strong, weak)), "patch-sensitivity")
+    assert [name for name, _, _ in found] == [
+        f"patch-sensitivity-resnet20-{defence}-lavan" for defence in ("dwq", "triqdef")
+    ]
+    for _, _, figure in found:
+        assert [axis.images[0].get_clim() for axis in figure.axes[:4]] == [(0, 0.8)] * 4
+        assert figure.get_supxlabel() == "column of the patch's corner, pixels"
+        assert figure.get_supylabel() == "row of the patch's corner, pixels"
+    image = found[0][2].axes[0].images[0]
+    assert image.get_extent() == [-1, 19, 19, -1]  # the place at pixel 18 is drawn around it
+    assert image.get_array()[-1].tolist() == [0.8] * 10
+
+
+def test_maps_of_other_patches_are_figures_of_their_own_and_seeds_are_pooled():
+    def flat(rate):
+        return lambda bits, kind, row, column: rate
+
+    parts = [
+        mapped(flat(0.2), images=300),
+        mapped(flat(0.6), key="seed 1", images=100),
+        mapped(flat(0.9), key="large", size="8"),
+        mapped(flat(0.1), key="faint", opacity="0.5"),
+        mapped(flat(0.1), key="coarse", stride=4),
+        mapped(flat(1.0), key="targeted", target="3"),
+    ]
+    found = {name.removeprefix("patch-sensitivity-resnet20-dwq-lavan"): (caption, figure)
+             for name, caption, figure in drawn(study(**together(*parts)), "patch-sensitivity")}  # fmt: skip
+    assert found.keys() == {"-every-2", "-every-4", "-8x8-every-2", "-opacity-0.5-every-2"}
+    caption, figure = found["-every-2"]
+    assert "n = 400 images per map" in caption
+    assert figure.axes[0].images[0].get_array().tolist() == [pytest.approx([0.3] * 10)] * 10
+    assert "LAVAN 6×6, opacity 0.5 patch" in found["-opacity-0.5-every-2"][0]
