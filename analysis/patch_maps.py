@@ -1,12 +1,16 @@
-"""Sensitivity maps of the patch study: which runs' maps belong together."""
+"""Sensitivity maps of the patch study: which runs' maps belong together, and how far those of two widths agree."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations
 
 import pandas as pd
+import torch
 
 from analysis.patches import ATTACKS, ITSELF, SIZE, bits_key, in_order, with_usual_settings
+from attacks.sensitivity import compare_maps
 
 KINDS = ("patch", "noise")
 _ONE = ["defence", "attack", "size", "opacity", "stride"]
@@ -53,6 +57,13 @@ class Maps:
         cells = self.rows[(self.rows["bits"] == bits) & (self.rows["kind"] == kind)]
         return _places(cells.assign(hits=cells["success_rate"] * cells["n"]), "hits") / _places(cells, "n")
 
+    def agreements(self) -> pd.DataFrame:
+        """How far two widths of a network agree, see `compare_maps`, by pair of widths and kind: means over runs."""
+        found = [row for _, run in self.rows.groupby("fingerprint") for row in _compared(run)]
+        if not found:
+            return pd.DataFrame(columns=["spearman", "top_overlap"])
+        return pd.DataFrame(found).groupby(["pair", "kind"], sort=False).mean()
+
 
 def maps_of(sensitivities: pd.DataFrame) -> list[Maps]:
     """The maps of `Patches.sensitivities`, those of attacks with the settings that most have."""
@@ -66,6 +77,17 @@ def maps_of(sensitivities: pd.DataFrame) -> list[Maps]:
         found.append(Maps(**{str(name): value for name, value in key.items()}, rows=rows))
     order = in_order(usual["defence"])
     return sorted(found, key=lambda maps: order.index(maps.defence))
+
+
+def _compared(run: pd.DataFrame) -> Iterable[dict]:
+    widths = _widths(run)
+    for kind in KINDS:
+        grids = {
+            bits: torch.tensor(_places(cells, "success_rate").to_numpy())
+            for bits, cells in run[run["kind"] == kind].groupby("bits")
+        }
+        for a, b in combinations(widths, 2):
+            yield {"pair": f"{a}-{b}", "kind": kind, **compare_maps(grids[a], grids[b])}
 
 
 def _places(cells: pd.DataFrame, values: str) -> pd.DataFrame:

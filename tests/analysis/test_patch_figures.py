@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.paper import make
 from analysis.patch_figures import all_figures
+from analysis.patch_tables import sensitivity
 from analysis.patches import read
 from tests.analysis.test_patches import aligned, attacks, study, trainings, transferred
 
@@ -134,3 +136,33 @@ def test_maps_of_other_patches_are_figures_of_their_own_and_seeds_are_pooled():
     assert "n = 400 images per map" in caption
     assert figure.axes[0].images[0].get_array().tolist() == [pytest.approx([0.3] * 10)] * 10
     assert "LAVAN 6×6, opacity 0.5 patch" in found["-opacity-0.5-every-2"][0]
+
+
+def test_the_table_beside_the_maps_says_how_far_widths_agree():
+    def rate(bits, kind, row, column):
+        place = (10 * row + column) / 1000
+        return place if kind == "patch" or bits == "FP" else 0.5 - place
+
+    found = study(**together(mapped(rate), mapped(lambda *place: 0.2, defence="triqdef", key="flat")))
+    table = sensitivity(read(found))
+    title = "ResNet20 on cifar10, resnet_finetune: LAVAN 6×6, every 2 pixels"
+    assert [*table.sections] == [
+        f"{title}, mean success rate", f"{title}, rank correlation", f"{title}, overlap of the weakest tenth"
+    ]  # fmt: skip
+    means, ranks, overlaps = table.sections.values()
+    assert means.loc["TriQDef (ours)"].tolist() == ["0.200"] * 4
+    assert [*means.columns] == [("FP", "patch"), ("FP", "noise"), ("2", "patch"), ("2", "noise")]
+    assert ranks.index.tolist() == ["DWQ"]  # a flat map has no ranks
+    assert ranks.loc["DWQ"].to_dict() == {("FP-2", "patch"): "1.00", ("FP-2", "noise"): "-1.00"}
+    assert overlaps.loc["DWQ"].tolist() == ["1.00", "0.00"]
+    assert "n = 50 per map" in table.caption
+
+
+def test_maps_stand_in_the_report_under_a_heading_of_their_own(tmp_path):
+    maps = mapped(lambda bits, kind, row, column: row / 100)
+    make(study(train=trainings("none", "dwq"), **maps), tmp_path, "a command")
+    report = (tmp_path / "report.md").read_text()
+    own = report.split("### Where on the image patches work")[1].split("### What the trainings took")[0]
+    assert "A sensitivity map holds" in own
+    assert "(figures/patch-sensitivity-resnet20-dwq-lavan.png)" in own
+    assert report.count("patch-sensitivity-resnet20-dwq-lavan.png") == 1
