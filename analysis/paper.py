@@ -42,7 +42,8 @@ PATCH_PARTS = {
     "patch-transfer": ("patch-transfer-",),
     "patch-ablation": (),
     "patch-alignment": ("patch-alignment-",),
-    "patch-cost": ("patch-sensitivity-",),
+    "patch-sensitivity": ("patch-sensitivity-",),
+    "patch-cost": (),
 }
 TITLE = "Robustness of quantised networks: what reproduces"
 

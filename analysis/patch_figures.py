@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import STYLE, Drawing
+from analysis.patch_maps import KINDS as MAP_KINDS
+from analysis.patch_maps import Maps, maps_of
 from analysis.patch_tables import MEASURES
 from analysis.patches import (
     ATTACKS,
@@ -33,9 +38,10 @@ from analysis.tables import TITLES, bits_title, counted
 _COLOURS = dict(
     zip(DEFENCES, ("#4d4d4d", "#e69f00", "#8c6d00", "#56b4e9", "#0072b2", "#c0504d", "#009e73"), strict=True)
 )
-_SHIFT = 0.07  # between the lines of a panel, in widths, so that intervals do not hide each other
+_SHIFT, _SPREAD = 0.05, 0.34  # so that intervals do not hide each other: between lines, of all, in widths
 _PICTURED = ("patch_lavan", "patch_google")
 _SHOWN = 6
+_ENDS = (WIDTHS[0], WIDTHS[-1])
 _KINDS = {"measured": "o", "shuffled": "_", "noise": "x"}
 
 
@@ -45,15 +51,17 @@ def all_figures(patches: Patches, pictures: Mapping[str, np.ndarray]) -> list[Dr
     Args:
         pictures: uint8, ``FINGERPRINT.patch`` (c, k, k) and, with it on them, ``FINGERPRINT.first`` (k, c, h, w).
     """
+    patches = patches.without_ablations()
     drawn: list[Drawing] = []
     with mpl.rc_context(STYLE):
         for family in patches.families():
-            part = patches.of(family).without_ablations()
+            part = patches.of(family)
             name = _name(family, patches.families())
+            top = _top_rate(patches, family)
             about = f"{TITLES.get(family[1], family[1])} on {family[0]}, {family[2]}"
             drawn += [*_pictures(part, pictures, name, about), *_against_bits(part, name, about)]
             drawn += [*_against_size(part, name, about), *_transfers(part, name, about)]
-            drawn += [*_alignments(part, name, about), *_sensitivity(part, name, about)]
+            drawn += [*_alignments(part, name, about), *_sensitivity(part, top, name, about)]
     return drawn
 
 
@@ -72,7 +80,7 @@ def _pictures(part: Patches, pictures: Mapping[str, np.ndarray], name: str, abou
         rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for defence in in_order(runs["defence"]):
             mine = runs[runs["defence"] == defence].set_index("bits")["fingerprint"]
-            for bits in [bits for bits in ("FP", "2") if bits in mine.index]:
+            for bits in [bits for bits in _ENDS if bits in mine.index]:
                 patch, images = (pictures.get(f"{mine[bits]}.{kind}") for kind in ("patch", "first"))
                 if patch is not None and images is not None:
                     rows[f"{title_of(defence)}, {bits_title(bits)}"] = patch, images[:_SHOWN]
@@ -80,7 +88,9 @@ def _pictures(part: Patches, pictures: Mapping[str, np.ndarray], name: str, abou
             yield (
                 f"patch-pictures-{name}-{attack.removeprefix('patch_')}",
                 f"{about}: {ATTACKS[attack]}, one of {SIZE}×{SIZE} pixels for all images of a network and width (left,"
-                " enlarged), and images that carry it; attack seed 0.",
+                f" enlarged), and images that carry it; attack seed 0. Of the widths {' and '.join(_ENDS)} bits are"
+                " shown. The images are the first that the row's network gets right without the patch, so that rows"
+                " differ in some of them.",
                 _patched_images(rows),
             )
 
@@ -116,7 +126,8 @@ def _against_bits(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     yield (
         f"patch-bits-{name}",
         f"{about}: success rate of white-box patches of {SIZE}×{SIZE} pixels against the width, with 95 %"
-        f" intervals over images and seeds; {_counted(pd.concat(found.values()))}.",
+        f" intervals over images and seeds; lines join neighbouring widths that were both run;"
+        f" {_counted(pd.concat(found.values()))}.",
         figure,
     )
 
@@ -139,7 +150,8 @@ def _against_size(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     yield (
         f"patch-size-{name}",
         f"{about}: success rate of one white-box LAVAN patch against its size, with 95 % intervals over images and"
-        f" seeds. Patches of {SIZE}×{SIZE} were trained on; {_counted(runs)}.",
+        f" seeds; lines join neighbouring sizes that were both run. Patches of {SIZE}×{SIZE} were trained on;"
+        f" {_counted(runs)}.",
         figure,
     )
 
@@ -167,14 +179,14 @@ def _forms(defences: Iterable[str]) -> dict[str, str]:
 
 
 def _lines(axis: Axes, found: Mapping[tuple, Rate], places: Sequence[object], forms: Mapping[str, str]) -> None:
-    """One line per defence, see `_forms`; `found`: (defence, place) -> rate."""
+    """Per defence, see `_forms`, points at the places it has, joined where neighbours; `found`: (defence, place)."""
     defences = in_order(defence for defence, _ in found)
+    shift = min(_SHIFT, _SPREAD / len(defences))
     for number, defence in enumerate(defences):
-        mine = {places.index(place): rate for (of, place), rate in found.items() if of == defence}
-        at = sorted(mine)
-        values = np.array([mine[place].value for place in at])
-        errors = np.abs(np.array([mine[place].interval for place in at]).T - values)
-        shifted = np.array(at) + _SHIFT * (number - (len(defences) - 1) / 2)
+        mine = [found.get((defence, place)) for place in places]
+        values = np.array([rate.value if rate else np.nan for rate in mine])  # NaN breaks a line
+        errors = np.abs(np.array([rate.interval if rate else (np.nan, np.nan) for rate in mine]).T - values)
+        shifted = np.arange(len(places)) + shift * (number - (len(defences) - 1) / 2)
         colour, label = _colour(defence), title_of(defence)
         face = colour if defence in DEFENCES else "white"
         axis.errorbar(shifted, values, yerr=errors, fmt=forms[defence], mfc=face, color=colour, ms=3, lw=1, label=label)
@@ -182,31 +194,36 @@ def _lines(axis: Axes, found: Mapping[tuple, Rate], places: Sequence[object], fo
 
 def _transfers(part: Patches, name: str, about: str) -> Iterator[Drawing]:
     """Heat maps, source by target width: rows attacks, columns defences."""
-    rows = part.transfers[part.transfers["size"] == SIZE] if len(part.transfers) else part.transfers
-    attacks = [attack for attack in ATTACKS if attack in set(rows["attack"])]
-    defences = in_order(rows["defence"])
-    if not attacks:
+    found = {attack: white_box(part.transfers, attack) for attack in ATTACKS}
+    found = {attack: runs[runs["size"] == SIZE] for attack, runs in found.items()}
+    found = {attack: runs for attack, runs in found.items() if len(runs)}
+    if not found:
         return
+    rows = pd.concat(found.values())
+    defences = in_order(rows["defence"])
     widths = sorted({*rows["bits"], *rows["target_bits"]}, key=bits_key)
-    figure = Figure(figsize=(2.2 * len(defences) + 0.7, 2.2 * len(attacks) + 0.5))
-    axes = figure.subplots(len(attacks), len(defences), squeeze=False)
-    for line, attack in zip(axes, attacks, strict=True):
-        mine = white_box(rows, attack)
+    figure = Figure(figsize=(2.2 * len(defences) + 0.7, 2.2 * len(found) + 0.5))
+    axes = figure.subplots(len(found), len(defences), squeeze=False, sharex=True, sharey=True)
+    complete = True
+    for line, (attack, runs) in zip(axes, found.items(), strict=True):
+        line[0].set_ylabel(f"{ATTACKS[attack]}\nmade at, bits", fontsize=8)
         for axis, defence in zip(line, defences, strict=True):
-            found = rates(mine[mine["defence"] == defence], "bits", "target_bits")
-            _square(axis, found, widths)
-            axis.set_title(f"{title_of(defence)}, {ATTACKS[attack]}", fontsize=7)
-    figure.supylabel("made at, bits", fontsize=8)
+            complete &= _square(axis, rates(runs[runs["defence"] == defence], "bits", "target_bits"), widths)
+    for axis, defence in zip(axes[0], defences, strict=True):
+        axis.set_title(textwrap.fill(title_of(defence), 34), fontsize=8)
     figure.supxlabel("shown to, bits", fontsize=8)
     yield (
         f"patch-transfer-{name}",
         f"{about}: share of patched images made at one width that another width of the same defence gets wrong, both"
-        f" right without the patch; n = {rows['n'].min():,} to {rows['n'].max():,} per square.",
+        f" right without the patch; n = {rows['n'].min():,} to {rows['n'].max():,} per square"
+        f"{'' if complete else '; hatched: not run'}.",
         figure,
     )
 
 
-def _square(axis: Axes, found: Mapping[tuple, Rate], widths: Sequence[str]) -> None:
+def _square(axis: Axes, found: Mapping[tuple, Rate], widths: Sequence[str]) -> bool:
+    """Rates of one defence, hatched where there are none; whether there are all."""
+    axis.patch.set(facecolor="#f4f4f4", edgecolor="#c8c8c8", hatch="////", linewidth=0)
     matrix = np.full((len(widths), len(widths)), np.nan)
     for (source, target), rate in found.items():
         matrix[widths.index(source), widths.index(target)] = rate.value
@@ -218,6 +235,7 @@ def _square(axis: Axes, found: Mapping[tuple, Rate], widths: Sequence[str]) -> N
     axis.set_xticks(range(len(widths)), widths)
     axis.set_yticks(range(len(widths)), widths)
     axis.tick_params(length=0, labelsize=7)
+    return bool(np.isfinite(matrix).all())
 
 
 def _alignments(part: Patches, name: str, about: str) -> Iterator[Drawing]:
@@ -233,6 +251,8 @@ def _alignment(rows: pd.DataFrame, name: str, about: str) -> Drawing:
     defences = in_order(rows["defence"])
     figure = Figure(figsize=(10, 5.2))
     axes = figure.subplots(2, 2, sharex=True).flat
+    measured = rows[rows["kind"] == "measured"].groupby(["defence", "pair"]).mean(numeric_only=True)
+    widest = max((measured[f"{measure}_high"] - measured[measure]).max() for measure in MEASURES)
     for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
         for number, defence in enumerate(defences):
             for kind, marker in _KINDS.items():
@@ -240,10 +260,10 @@ def _alignment(rows: pd.DataFrame, name: str, about: str) -> Drawing:
                 mine = mine.groupby("pair").mean(numeric_only=True).reindex(pairs)
                 at = np.arange(len(pairs)) + 0.8 * ((number + 0.5) / len(defences) - 0.5)
                 half = mine[f"{measure}_high"] - mine[measure] if kind == "measured" else None
-                colour = _colour(defence) if kind == "measured" else "#9a9a9a"
-                axis.errorbar(at, mine[measure], yerr=half, fmt=marker, color=colour, ms=4, lw=1)
-        axis.set_title(title)
-        axis.set_xticks(range(len(pairs)), [pair.replace("-", "↔") for pair in pairs])
+                colour, side = (_colour(defence), 2) if kind == "measured" else ("#9a9a9a", 4)
+                axis.errorbar(at, mine[measure], yerr=half, fmt=marker, color=colour, ms=side, lw=1, capsize=2.5)
+        axis.set_ylabel(f"{title}, mean")
+        axis.set_xticks(range(len(pairs)), [pair.replace("-", "↔") for pair in pairs], fontsize=8)
         axis.axhline(0, color="#d0d0d0", lw=0.6, zorder=0)
     figure.supxlabel("bits", fontsize=9)
     named = [Line2D([], [], marker="o", ls="", ms=4, color=_colour(d), label=title_of(d)) for d in defences]
@@ -253,40 +273,57 @@ def _alignment(rows: pd.DataFrame, name: str, about: str) -> Drawing:
     return (
         f"patch-alignment-{name}",
         f"{about}: how alike the input gradients of an image are at two widths, mean over"
-        f" n = {int(rows['n'].min()):,} images and more with 95 % intervals; grey: gradients of different images and"
-        " white noise. Only what lies above the grey marks is alignment.",
+        f" n = {int(rows['n'].min()):,} images and more; the bars are 95 % intervals, at most"
+        f" ± {widest:.3f}, so that many are no higher than their marker; grey: gradients of different images and white"
+        " noise. Only what lies above the grey marks is alignment.",
         figure,
     )
 
 
-def _sensitivity(part: Patches, name: str, about: str) -> Iterator[Drawing]:
-    """Per defence: where on the image the patch, and noise of its size, breaks most."""
-    rows = part.sensitivities
-    for defence in in_order(rows["defence"]):
-        for attack in [attack for attack in ATTACKS if attack in set(rows["attack"])]:
-            mine = rows[(rows["defence"] == defence) & (rows["attack"] == attack)]
-            if mine.empty:
-                continue
-            widths = sorted(mine["bits"].unique(), key=bits_key)
-            figure = Figure(figsize=(1.6 * len(widths) + 1.6, 3.6))
-            axes = figure.subplots(2, len(widths), squeeze=False)
-            top = mine["success_rate"].max()
-            for line, kind in zip(axes, ("patch", "noise"), strict=True):
-                for axis, bits in zip(line, widths, strict=True):
-                    cells = mine[(mine["bits"] == bits) & (mine["kind"] == kind)]
-                    places = cells.pivot_table(index="row", columns="column", values="success_rate")
-                    drawn = axis.imshow(places, vmin=0, vmax=top, cmap="magma")
-                    axis.set_title(f"{kind}, {bits_title(bits)}: {places.to_numpy().mean():.2f}", fontsize=7)
-                    axis.set_xticks([])
-                    axis.set_yticks([])
-            figure.colorbar(drawn, ax=axes, shrink=0.7, label="success rate")
-            yield (
-                f"patch-sensitivity-{name}-{defence.replace(' ', '')}-{attack.removeprefix('patch_')}",
-                f"{about}, {title_of(defence)}: success rate of the {ATTACKS[attack]} patch (top) and of noise of its"
-                f" size (bottom) by the place of its upper left pixel; above each map its mean;"
-                f" n = {int(mine['n'].min()):,} images.",
-                figure,
-            )
+def _top_rate(patches: Patches, family: Sequence[str]) -> float:
+    """The highest rate on all maps of the family's data and model: where the colours of each of them end."""
+    alike = [other for other in patches.families() if tuple(other[:2]) == tuple(family[:2])]
+    found = [maps.rows["success_rate"].max() for other in alike for maps in maps_of(patches.of(other).sensitivities)]
+    return max(found, default=0.0) or 1.0
+
+
+def _sensitivity(part: Patches, top: float, name: str, about: str) -> Iterator[Drawing]:
+    """Per defence and patch: where on the image the patch, and noise of its size, breaks most."""
+    found = maps_of(part.sensitivities)
+    several = len({maps.stride for maps in found}) > 1
+    for maps in found:
+        which = f"{maps.defence.replace(' ', '')}-{maps.attack.removeprefix('patch_')}{maps.suffix}"
+        stride = f"-every-{maps.stride}" if several else ""
+        yield (
+            f"patch-sensitivity-{name}-{which}{stride}",
+            f"{about}, {title_of(maps.defence)}: success rate of the {maps.patch} patch (top) and of noise of its size"
+            " (bottom) by the pixel of the image that its upper left corner lies on; above each map its mean. Colours"
+            " mean the same in all maps of the model and data set, and tell more of low rates than of high ones;"
+            f" n = {counted(maps.images)} images per map.",
+            _mapped(maps, top),
+        )
+
+
+def _mapped(maps: Maps, top: float) -> Figure:
+    """A column for each width; `top`: the rate at which the colours end."""
+    figure = Figure(figsize=(1.6 * len(maps.widths) + 1.6, 3.8))
+    axes = figure.subplots(2, len(maps.widths), squeeze=False, sharex=True, sharey=True)
+    for line, kind in zip(axes, MAP_KINDS, strict=True):
+        for axis, bits in zip(line, maps.widths, strict=True):
+            places = maps.places(bits, kind)
+            (first, last), (left, right) = (np.array(at, float)[[0, -1]] for at in places.axes)
+            edges = np.array((left, right, last, first)) + maps.stride / 2 * np.array((-1, 1, 1, -1))
+            norm = PowerNorm(0.5, vmin=0, vmax=top)
+            drawn = axis.imshow(places, norm=norm, cmap="magma", extent=tuple(edges))
+            axis.set_title(f"{kind}, {bits_title(bits)}: {places.to_numpy().mean():.2f}", fontsize=7)
+            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.tick_params(labelsize=7)
+    figure.supxlabel("column of the patch's corner, pixels", fontsize=8)
+    figure.supylabel("row of the patch's corner, pixels", fontsize=8)
+    ticks = [rate for rate in (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1) if rate <= top]
+    figure.colorbar(drawn, ax=axes, shrink=0.7, label="success rate", ticks=ticks)
+    return figure
 
 
 def _counted(runs: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis import published
 from analysis.patch_checks import RULES, Check, checks
+from analysis.patch_maps import KINDS, Maps, maps_of
 from analysis.patches import (
     ATTACKS,
     FAMILY,
@@ -53,7 +54,7 @@ def all_tables(patches: Patches) -> list[PaperTable]:
     """Every table, those there are no runs for without sections."""
     whole = patches.without_ablations()
     parts = [make(whole) for make in (headline, clean, success, unseen, visibility, transfer, reality, alignment)]
-    return [*parts, ablation(patches), cost(patches)]
+    return [*parts, ablation(patches), sensitivity(whole), cost(patches)]
 
 
 def summary(patches: Patches) -> str:
@@ -398,6 +399,51 @@ def _alignment(rows: pd.DataFrame, *, beside_theirs: bool) -> pd.DataFrame:
             frame[MEASURES[measure], _THEIRS] = [f"{v:.2f}" if pd.notna(v) else _NONE for v in theirs[measure]]
     order = [column for name in MEASURES.values() for column in frame.columns if column[0] == name]
     return frame[[("", "n"), *order]].rename_axis("widths")
+
+
+def sensitivity(patches: Patches) -> PaperTable:
+    """Mean rates of sensitivity maps, and how far those of two widths agree, of the patch and of noise."""
+    table = PaperTable(
+        "patch-sensitivity",
+        "A sensitivity map holds, for each place on a grid over the image, the share of n images, all classified"
+        " correctly without the patch, that are classified wrongly once the patch's upper left corner lies there. The"
+        " patch is one for all images, made on the width that is mapped; noise of its size, the same at every width,"
+        " tells what covering the place does. Which widths were mapped, and on how many images, differs between runs."
+        " Agreement of two widths of a network on which places are weak: Spearman's rank correlation over the places,"
+        " and the share of the weakest tenth of the places that both have in common, 0.1 by chance; means over runs.",
+        title="Where on the image patches work",
+    )
+    images: list[int] = []
+    for family, part in _families(patches):
+        rows: dict[tuple[str, str], dict[str, dict[tuple[str, str], str]]] = {}
+        for maps in maps_of(part.sensitivities):
+            images += maps.images
+            grid = f"{maps.patch}, every {maps.stride} pixels"
+            for measure, cells in _mapped(maps).items():
+                rows.setdefault((grid, measure), {})[title_of(maps.defence)] = cells
+        for (grid, measure), found in rows.items():
+            columns = sorted({column for cells in found.values() for column in cells}, key=_by_widths)
+            frame = pd.DataFrame(found).reindex(pd.MultiIndex.from_tuples(columns)).T.fillna(_NONE)
+            _add(table, f"{_title(family)}: {grid}, {measure}", frame.rename_axis("defence"))
+    if images:
+        table.caption += f" n = {counted(images)} per map."
+    return table
+
+
+def _mapped(maps: Maps) -> dict[str, dict[tuple[str, str], str]]:
+    """Measure -> (width or pair of widths, patch or noise) -> text."""
+    means = {(bits, kind): f"{maps.places(bits, kind).to_numpy().mean():.3f}" for bits in maps.widths for kind in KINDS}
+    found = {"mean success rate": means}
+    for measure, name in (("rank correlation", "spearman"), ("overlap of the weakest tenth", "top_overlap")):
+        agreed = maps.agreements()[name].dropna()
+        if len(agreed):
+            found[measure] = dict(zip(agreed.index, (f"{value:.2f}" for value in agreed), strict=True))
+    return found
+
+
+def _by_widths(column: tuple[str, str]) -> tuple:
+    widths, kind = column
+    return [bits_key(bits) for bits in widths.split("-")], KINDS.index(kind)
 
 
 def cost(patches: Patches) -> PaperTable:

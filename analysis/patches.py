@@ -117,8 +117,8 @@ class Patches:
         to_others: the same to another model, `target_model`.
         alignments: one row per pair of widths and kind, see `pipelines.alignment.alignment_table`;
             `images`: empty for clean ones, else which patch they carry.
-        sensitivities: one row per width, kind and place: `bits`, `kind`, `row`, `column`, `success_rate`, `n`, and
-            the patch's `attack` and `size`.
+        sensitivities: one row per width, kind and place: `bits`, `kind`, `row`, `column`, `success_rate`, `n`; the
+            patch's settings as in `attacks`, and the `stride` between places.
     """
 
     attacks: pd.DataFrame
@@ -284,7 +284,7 @@ def _hung_on(runs: pd.DataFrame, table: pd.DataFrame, names: pd.Series) -> pd.Da
     runs = _uniform(runs)
     if runs.empty or table.empty:
         return pd.DataFrame(columns=["fingerprint", *_NETWORK, "images"])
-    known = _networks(runs, names).join(_settings(runs)[["attack", "size", "seed"]])
+    known = _networks(runs, names).join(_settings(runs)).assign(stride=_whole(runs, "stride"))
     at, pixels = _text(runs, "patched"), known["size"].astype(str)
     known["images"] = known["attack"].map(ATTACKS) + " " + pixels + "×" + pixels + " made at " + at
     known["images"] = known["images"].where(at != "", "")
@@ -382,10 +382,10 @@ def white_box(attacks: pd.DataFrame, attack: str, *, universal: bool | None = No
     wanted = {"attack": attack, "surrogate": ITSELF, "stops": True, "target": "None", "opacity": 1.0}
     wanted["universal"] = attack in _UNIVERSAL if universal is None else universal
     mine = _where(attacks, wanted)
-    return _with_usual_settings(mine[mine["placement"].isin(PLACEMENTS)])
+    return with_usual_settings(mine[mine["placement"].isin(PLACEMENTS)])
 
 
-def _with_usual_settings(attacks: pd.DataFrame) -> pd.DataFrame:
+def with_usual_settings(attacks: pd.DataFrame) -> pd.DataFrame:
     """Those with the placement, budget and further settings that most have; of as frequent ones the largest budget."""
     if attacks.empty:
         return attacks
