@@ -8,6 +8,7 @@ abstract, and TriQDef (arXiv 2508.12132).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -223,8 +224,11 @@ class Defence(nn.Module):
             self.success[self.schedule.widths.index(width)].lerp_(rate, _NEWEST)
 
 
-def _bits(width: str) -> float:
-    return Precision.parse(width).activations or float("inf")
+def _bits(width: str) -> tuple[float, float]:
+    """What widths are ordered by: the lower of weights and activations, then the higher; FP is infinite."""
+    precision = Precision.parse(width)
+    low, high = sorted(math.inf if bits is None else bits for bits in (precision.weights, precision.activations))
+    return low, high
 
 
 def qadt_r(
@@ -245,7 +249,8 @@ def qadt_r(
             without quantisation.
         dbwt: train the widths in turn; off: train the lower of two alone.
         gir: ``inconsistency`` (a regulariser), ``noise`` (on the gradients of the training) or ``none``.
-        warm_up: the share of the training in which widths below 8 bits are not yet trained (with `dbwt`).
+        warm_up: the share of the training in which widths with weights or activations below 8 bits are not yet
+            trained (with `dbwt`).
         gir_sigma: None: 0.05 for the regulariser, 0.1 for the noise.
     """
     choices = {"inconsistency": 0.05, "noise": 0.1, "none": 0.0}
@@ -257,10 +262,11 @@ def qadt_r(
             "dbwt=false trains the lowest width alone, so the others would be left as they are: give it one width and"
             " FP, as defence=qadt_r_fixed does"
         )
+    names = [str(Precision.parse(width)) for width in widths]
     return Defence(
-        widths=widths,
+        widths=names,
         order="cycle_shuffled" if dbwt else "lowest",
-        enters={str(width): warm_up for width in widths if dbwt and _bits(str(width)) < 8},
+        enters={name: warm_up for name in names if dbwt and _bits(name)[0] < 8},
         adversary=adversary,
         attack_width="mixed" if a_qapa else "full",
         regularizers=(GradientInconsistency(gir_weight, sigma),) if gir == "inconsistency" else (),

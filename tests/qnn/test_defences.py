@@ -90,6 +90,22 @@ def test_the_other_orders():
     assert Schedule().trained(START) == ()
 
 
+@pytest.mark.parametrize(
+    ("widths", "lowest", "highest"),
+    [(("FP", "w4aFP"), "w4aFP", "FP"), (("w8a2", "4", "FP"), "w8a2", "FP"), (("w4aFP", "4", "w2a8"), "w2a8", "w4aFP")],
+)
+def test_widths_are_ordered_by_weights_and_activations(widths, lowest, highest):
+    for given in (widths, widths[::-1]):
+        assert Schedule(given, "lowest").trained(START) == Schedule(given, "lowest").ever_trained == (lowest,)
+        defence = Defence(widths=given, attack_width="full")
+        assert defence._draw((lowest,), given) == highest
+
+
+def test_low_weights_warm_up_as_low_activations_do():
+    widths = ("FP", "8", "w2aFP", "w2a8", "w8a2", "w8aFP")
+    assert qadt_r(widths=widths, adversary=None, gir="none").schedule.active(START) == ("FP", "8", "w8aFP")
+
+
 def test_widths_enter_at_their_share_of_the_training():
     schedule = Schedule(WIDTHS, "all", {"4": 0.3, "2": 0.45})
     assert schedule.trained(Step(2, 10, 0)) == ("FP", "8")
