@@ -250,7 +250,7 @@ def qadt_r(
         dbwt: train the widths in turn; off: train the lower of two alone.
         gir: ``inconsistency`` (a regulariser), ``noise`` (on the gradients of the training) or ``none``.
         warm_up: the share of the training in which widths with weights or activations below 8 bits are not yet
-            trained (with `dbwt`).
+            trained (with `dbwt`); the highest width is.
         gir_sigma: None: 0.05 for the regulariser, 0.1 for the noise.
     """
     choices = {"inconsistency": 0.05, "noise": 0.1, "none": 0.0}
@@ -266,7 +266,7 @@ def qadt_r(
     return Defence(
         widths=names,
         order="cycle_shuffled" if dbwt else "lowest",
-        enters={name: warm_up for name in names if dbwt and _bits(name)[0] < 8},
+        enters={name: warm_up for name in names if dbwt and _bits(name)[0] < 8 and name != max(names, key=_bits)},
         adversary=adversary,
         attack_width="mixed" if a_qapa else "full",
         regularizers=(GradientInconsistency(gir_weight, sigma),) if gir == "inconsistency" else (),

@@ -106,6 +106,13 @@ def test_low_weights_warm_up_as_low_activations_do():
     assert qadt_r(widths=widths, adversary=None, gir="none").schedule.active(START) == ("FP", "8", "w8aFP")
 
 
+@pytest.mark.parametrize("widths", [(4, 2), ("2", "4"), ("w4a4", "4", 2), ("4", "w4aFP", "2")])
+def test_without_a_width_of_8_bits_the_highest_needs_no_warm_up(widths):
+    schedule = qadt_r(widths=widths, adversary=None, gir="none", warm_up=0.3).schedule
+    assert schedule.active(START) == (("w4aFP",) if "w4aFP" in widths else ("4",))
+    assert set(schedule.active(Step(3, 10, 0))) == set(schedule.widths)
+
+
 def test_widths_enter_at_their_share_of_the_training():
     schedule = Schedule(WIDTHS, "all", {"4": 0.3, "2": 0.45})
     assert schedule.trained(Step(2, 10, 0)) == ("FP", "8")
