@@ -226,6 +226,18 @@ def test_gradient_inconsistency_is_one_for_equal_networks_and_none_for_one_width
     assert regularizer(net, images, labels, ("FP",), ("FP",)) == 0
 
 
+@pytest.mark.parametrize("regularizer", [GradientInconsistency(), GradientDisalignment(), FeatureDisalignment()])
+def test_a_width_has_nothing_to_be_kept_apart_from_when_it_is_alone(net, regularizer):
+    passes = []
+    net.register_forward_hook(lambda *_: passes.append(1))
+    assert regularizer(net, *batch(), ("FP",), ("FP",)) == 0
+    assert not passes
+    alone = ResNet(Uniform("4"), n=1)
+    figures = Defence(widths=["4"], adversary=Recorder(net), regularizers=[regularizer])(alone, *batch(), START)
+    assert figures[regularizer.name] == 0
+    figures["loss"].backward()
+
+
 @pytest.mark.parametrize("disalignment", [GradientDisalignment, FeatureDisalignment])
 def test_the_cells_of_the_histograms_can_be_chosen(net, disalignment):
     images, labels = batch()
