@@ -92,6 +92,8 @@ def test_a_single_width_is_a_network_of_one_width():
         (["defence=triqdef", "defence.widths=[FP,2]"], "not trained: 4, 5"),
         (["defence=triqdef"], "defence=triqdef: MnistConvNet does not say where its stages end"),
         (["defence=qadt_r", "training.epochs=1"], "widths 5, 4, 2 would never be trained"),
+        (["defence=qadt_r", "training.epochs=2", "training.batch_size=1000"], "of 2 steps are too few: widths"),
+        (["defence=dwq", "defence.objective.order=epoch", "training.epochs=4"], "widths 2 would never be trained"),
         (["defence=qadt_r", "defence.objective.dbwt=false"], "defence=qadt_r_fixed"),
     ],
 )

@@ -65,6 +65,29 @@ def test_cycling_trains_every_width_equally_often():
     assert [schedule.trained(step)[0] for step in steps(8)] == [*WIDTHS, *WIDTHS]
 
 
+def test_cycling_goes_on_over_epochs_of_fewer_steps_than_widths():
+    schedule = Schedule(WIDTHS, "cycle")
+    for per_epoch in (1, 2, 3):
+        seen = [schedule.trained(step)[0] for epoch in range(4) for step in steps(per_epoch, epoch)]
+        assert all(seen.count(width) == per_epoch for width in WIDTHS)
+
+
+def test_widths_that_a_schedule_never_trains_are_known():
+    assert Schedule(WIDTHS, "epoch").never_trained(3) == ("2",)
+    assert Schedule(WIDTHS, "epoch", {"8": 0.5}).never_trained(4) == ("8",)
+    assert Schedule(WIDTHS, "epoch").never_trained(4) == ()
+    assert Schedule(WIDTHS, "cycle").never_trained(1) == ()
+    assert Schedule(WIDTHS, "cycle").never_trained(1, steps_per_epoch=3) == ("2",)
+    assert Schedule(WIDTHS, "cycle").never_trained(2, steps_per_epoch=3) == ()
+    assert Schedule(WIDTHS, "cycle_shuffled").never_trained(1, steps_per_epoch=2) == ("4", "2")
+    assert Schedule(WIDTHS, "lowest").never_trained(1) == ()
+    assert Schedule(WIDTHS, "lowest", {"2": 0.9}).never_trained(1) == ("2",)
+    assert Schedule(WIDTHS, "all").never_trained(1, steps_per_epoch=1) == ()
+    before = torch.get_rng_state()
+    assert Schedule(WIDTHS, "random").never_trained(1, steps_per_epoch=1) == ()
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_shuffled_cycling_has_every_width_once_in_each_round_in_changing_order():
     schedule = Schedule(WIDTHS, "cycle_shuffled")
     seen = [schedule.trained(step)[0] for step in steps(40)]
@@ -372,6 +395,8 @@ def test_a_network_that_cannot_be_trained_like_this_is_refused_before_it_is(net)
     with pytest.raises(ValueError, match="1 epochs are too few: widths 2 would never be trained"):
         late.check(net, epochs=1)
     late.check(net, epochs=2)
+    with pytest.raises(ValueError, match="1 epochs of 3 steps are too few: widths 2 would never be trained"):
+        Defence(widths=WIDTHS, order="cycle").check(net, epochs=1, steps_per_epoch=3)
     for demanding in (
         Defence(gradient_noise=GradientNoise(0.1)),
         Defence(adversary=Recorder(net), regularizers=[FeatureDisalignment(0.5)]),
