@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -150,6 +151,13 @@ def test_images_that_are_none_are_refused_before_the_network_is_asked(attack, x,
     with pytest.raises(ValueError, match=message):
         attack(model, x, y)
     assert model.calls == 0
+
+
+@pytest.mark.parametrize("name", ["cw", "cw adam", "boundary", "pgd", "square", "uap"])
+def test_counts_may_be_numpys(images, name: str):
+    counts = {"max_iter": np.int64(2), **({"sample_size": np.int64(20)} if name == "boundary" else {})}
+    plain, numpys = (NATIVE[name](Watched(), *images, **more) for more in ({"max_iter": 2}, counts))
+    assert torch.equal(plain.x_adv, numpys.x_adv)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "jsma", "cw", "cw adam", "boundary", "pgd", "square"])
