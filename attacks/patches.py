@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from attacks.evaluation import Cotangent, Evaluator, check_images
+from attacks.evaluation import Cotangent, Evaluator, check_classes, check_images
 from attacks.losses import exact_cross_entropy, margin, runner_up
 from attacks.native.randomness import per_image_generators
 from attacks.parameters import check_choices, check_parameters
@@ -217,6 +217,7 @@ class Objective:
 
     def values(self, logits: Tensor) -> Tensor:
         """Of logits (n, classes), (n,)."""
+        check_classes(self.goal, logits)
         if self.loss == "cross_entropy":
             return self.sign * F.cross_entropy(logits, self.goal, reduction="none")
         own, other = (logits.gather(1, which[:, None])[:, 0] for which in (self.goal, runner_up(logits, self.goal)))

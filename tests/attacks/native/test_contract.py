@@ -141,6 +141,7 @@ def bad_images() -> dict[str, tuple[Tensor, Tensor, str]]:
         "float classes": (x, y.float(), "y must be int64"),
         "too few classes": (x, y[:3], r"y must be int64 classes of shape \(4,\)"),
         "one-hot": (x, torch.eye(4, dtype=torch.int64), "y must be int64"),
+        "negative": (x, y - 1, "y must be classes from 0 up, not -1"),
     }
 
 
@@ -165,6 +166,16 @@ def test_counts_may_be_numpys(images, name: str):
 def test_targets_that_are_none_are_refused(images, name: str, targets: Tensor):
     with pytest.raises(ValueError, match=r"targets must be int64 classes of shape \(5,\)"):
         NATIVE[name](Watched(), *images, targets=targets)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "jsma", "jsma pairwise", "cw", "cw adam", "pgd", "pgd, random", "square"])
+def test_classes_that_the_network_does_not_have_are_refused(images, name: str):
+    x, y = images
+    with pytest.raises(ValueError, match="class 3 is none of the network's, which are 0 to 2"):
+        NATIVE[name](Watched(), x, y, targets=torch.full_like(y, 3))
+    if not name.startswith("jsma"):  # which leaves images alone that are no longer of their class
+        with pytest.raises(ValueError, match="class 4 is none of the network's, which are 0 to 2"):
+            NATIVE[name](Watched(), x, torch.full_like(y, 4))
 
 
 OUT_OF_RANGE = [
