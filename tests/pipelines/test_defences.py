@@ -1,6 +1,7 @@
 """Defended networks from training to attack, on the bundled digits."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,29 @@ def test_inference_at_random_widths_is_one_cell_whatever_the_bits(attacked, shar
     assert adaptive.data.params["surrogate"] == "all"
     at_random = [attack.identity(composed_attack(*common, "inference=random", f"bits={bits}")) for bits in ("FP", "2")]
     assert at_random[0] == at_random[1]
+
+
+def test_an_untrained_width_is_measured_on_images_of_every_class(monkeypatch):
+    """Images in folders are read class by class."""
+    monkeypatch.setattr(networks, "CALIBRATION_IMAGES", 400)
+    cfg = composed_attack("data=digits", "model.net.width=4", "defence.widths=[FP,4]", "bits=3")
+    data = settings.load_data(cfg)
+    order = data.train.labels.argsort(stable=True)
+    data = replace(data, train=Split(data.train.images[order], data.train.labels[order]))
+    seen: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(networks, "add_width", lambda net, bits, build, images: seen.append(list(images)))
+    monkeypatch.setattr(networks, "at_width", lambda net, bits: net)
+    described = {"test_accuracies": {}, "fingerprint": "made up"}
+    for _ in range(2):
+        networks._at_configured_width(cfg, data, settings.build_network(cfg, data), described)
+    assert all(torch.equal(*pair) for pair in zip(*seen, strict=True))
+    assert sum(map(len, seen[0])) == 400
+    digits = {
+        image.numpy().tobytes(): int(label) for image, label in zip(data.train.pixels(), data.train.labels, strict=True)
+    }
+    for batch in seen[0]:
+        classes = [digits[image.numpy().tobytes()] for image in batch]
+        assert set(classes) == set(range(10))
 
 
 @pytest.mark.parametrize(
