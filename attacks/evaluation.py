@@ -91,15 +91,30 @@ def _padded(part: Tensor) -> Tensor:
 
 
 def one_hot(classes: Tensor, like: Tensor) -> Tensor:
-    """Rows of `like`'s shape (n, classes) with a 1 at each of `classes` (n,)."""
+    """Rows of `like`'s shape (n, classes) with a 1 at each of `classes` (n,).
+
+    Raises:
+        ValueError: as `check_classes`.
+    """
+    check_classes(classes, like)
     return torch.zeros_like(like).scatter_(1, classes[:, None], 1.0)
+
+
+def check_classes(classes: Tensor, logits: Tensor) -> None:
+    """Check that a network has classes (n,), where its logits (n, classes) are on a CPU: a GPU would have to wait.
+
+    Raises:
+        ValueError: one of them is higher than its highest.
+    """
+    if logits.device.type == "cpu" and len(classes) and (highest := int(classes.max())) >= logits.shape[1]:
+        raise ValueError(f"class {highest} is none of the network's, which are 0 to {logits.shape[1] - 1}")
 
 
 def check_images(x: Tensor, y: Tensor, targets: Tensor | None = None) -> None:
     """Check what every attack is given.
 
     Raises:
-        ValueError: `x` is not float32 in [0, 1] with a batch axis, or `y` or `targets` is not int64 (n,).
+        ValueError: `x` is not float32 in [0, 1] with a batch axis, or `y` or `targets` is not int64 (n,), or negative.
     """
     if x.dtype != torch.float32 or x.ndim < 2:
         raise ValueError(f"x must be float32 images (n, channels, height, width), not {x.dtype} {tuple(x.shape)}")
@@ -110,3 +125,5 @@ def check_images(x: Tensor, y: Tensor, targets: Tensor | None = None) -> None:
             raise ValueError(
                 f"{name} must be int64 classes of shape ({len(x)},), not {classes.dtype} {tuple(classes.shape)}"
             )
+        if classes is not None and len(classes) and int(classes.min()) < 0:
+            raise ValueError(f"{name} must be classes from 0 up, not {int(classes.min())}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks.evaluation import Cotangent, one_hot
+from attacks.evaluation import Cotangent, check_classes, one_hot
 
 
 def cross_entropy(classes: Tensor, *, sign: int = 1, scale: float = 1.0) -> Cotangent:
@@ -29,6 +29,7 @@ def exact_cross_entropy(classes: Tensor, *, sign: int = 1) -> Cotangent:
     """
 
     def by_logits(logits: Tensor, rows: slice) -> Tensor:
+        check_classes(classes[rows], logits)
         own = classes[rows][:, None]
         others = sign * torch.softmax(logits, 1).scatter(1, own, 0.0)
         return others.scatter(1, own, -others.sum(1, keepdim=True))
@@ -88,4 +89,5 @@ class Hinge:
 
 def runner_up(logits: Tensor, classes: Tensor) -> Tensor:
     """The class of the largest logit apart from `classes`, (n,)."""
+    check_classes(classes, logits)
     return logits.scatter(1, classes[:, None], float("-inf")).argmax(1)

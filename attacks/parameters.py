@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -22,8 +23,8 @@ _HOLDS: dict[str, Callable[[Any], bool]] = {
     _SHARE: lambda v: 0 < v <= 1,
     _POSITIVE: lambda v: v > 0,
     _NOT_NEGATIVE: lambda v: v >= 0,
-    _COUNT: lambda v: v >= 1 and int(v) == v,
-    _COUNT_OR_NONE: lambda v: v >= 0 and int(v) == v,
+    _COUNT: lambda v: v >= 1,
+    _COUNT_OR_NONE: lambda v: v >= 0,
     _SCALE_IN_0_1: lambda v: 0 < v < 1,
     _ANGLE: lambda v: 0 <= v <= 180,
 }
@@ -76,7 +77,8 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         wanted = _POSITIVE if name == "eps" and parameters.get("norm") == 2 else RANGES.get(name)
         if wanted is None or (value is None and name in _OPTIONAL):
             continue
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        kind = numbers.Integral if wanted in (_COUNT, _COUNT_OR_NONE) else numbers.Real
+        number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
         if not number or not _HOLDS[wanted](value):
             raise ValueError(f"attack.{name}={value} is out of range: it must be {wanted}")
 

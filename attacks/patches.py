@@ -15,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from attacks.evaluation import Cotangent, Evaluator, check_images
+from attacks.evaluation import Cotangent, Evaluator, check_classes, check_images
 from attacks.losses import exact_cross_entropy, margin, runner_up
 from attacks.native.randomness import per_image_generators
 from attacks.parameters import check_choices, check_parameters
@@ -143,7 +143,8 @@ class Placing:
 def _allowed(height: int, width: int, size: int, placement: Placement, row: int, column: int) -> Tensor:
     if size > min(height, width):
         raise ValueError(
-            f"attack.size={size} does not fit into images of {height}×{width}: use at most {min(height, width)}"
+            f"attack.size={size} does not fit into images of {height}×{width}:"
+            f" use at most {_largest_size(height, width, placement)}"
         )
     last_row, last_column = height - size, width - size
     allowed = torch.ones(last_row + 1, last_column + 1, dtype=torch.bool)
@@ -166,9 +167,18 @@ def _allowed(height: int, width: int, size: int, placement: Placement, row: int,
     if not allowed.any():
         raise ValueError(
             f"attack.size={size} leaves no place beside the centre of images of {height}×{width}: use at most"
-            f" {max(top, height - bottom, left, width - right)}, or attack.placement=anywhere"
+            f" {_largest_size(height, width, placement)}, or attack.placement=anywhere"
         )
     return allowed
+
+
+def _largest_size(height: int, width: int, placement: Placement) -> int:
+    """Side of the largest patch that has a place."""
+    if placement in ("anywhere", "fixed"):
+        return min(height, width)
+    top, left, bottom, right = centre_box(height, width)
+    beside = max(top, height - bottom), max(left, width - right)
+    return min(beside) if placement == "corners" else min(height, width, max(beside))
 
 
 def _to_patch(x: Tensor, corners: Tensor, size: int, angles: Tensor, scales: Tensor) -> Tensor:
@@ -207,6 +217,7 @@ class Objective:
 
     def values(self, logits: Tensor) -> Tensor:
         """Of logits (n, classes), (n,)."""
+        check_classes(self.goal, logits)
         if self.loss == "cross_entropy":
             return self.sign * F.cross_entropy(logits, self.goal, reduction="none")
         own, other = (logits.gather(1, which[:, None])[:, 0] for which in (self.goal, runner_up(logits, self.goal)))

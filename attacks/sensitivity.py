@@ -73,9 +73,10 @@ def _check(x: Tensor, y: Tensor, patch: Tensor, stride: int, opacity: float) -> 
 def compare_maps(a: Tensor, b: Tensor) -> dict[str, float]:
     """How far two sensitivity maps agree on which places are weak.
 
-    `spearman`: rank correlation over the places, NaN where a map has one value only. `top_overlap`: the share of
-    the top tenth of places of `a` that are in the top tenth of `b`, 0.1 by chance; places with equal rates share
-    what room is left in the tenth.
+    `spearman`: rank correlation over the places. `top_overlap`: the share of the top tenth of places of `a`, rounded
+    up, that are in that of `b`; by chance a tenth, so rounded. Places with equal rates at the end of a tenth are
+    drawn, in each map apart, and the expected share is given, so that a map with many such places agrees little even
+    with itself. Both are NaN where a map has one value only.
 
     Raises:
         ValueError: the maps have different shapes.
@@ -84,15 +85,17 @@ def compare_maps(a: Tensor, b: Tensor) -> dict[str, float]:
         raise ValueError(f"maps of different shapes cannot be compared: {tuple(a.shape)} and {tuple(b.shape)}")
     a, b = a.flatten().double(), b.flatten().double()
     constant = any(bool((values == values[0]).all()) for values in (a, b))
+    if constant:
+        return {"spearman": math.nan, "top_overlap": math.nan}
     top = math.ceil(_TOP_SHARE * len(a))
     return {
-        "spearman": math.nan if constant else float(spearmanr(a.numpy(), b.numpy()).statistic),
-        "top_overlap": float(torch.minimum(_membership(a, top), _membership(b, top)).sum()) / top,
+        "spearman": float(spearmanr(a.numpy(), b.numpy()).statistic),
+        "top_overlap": float(_membership(a, top) @ _membership(b, top)) / top,
     }
 
 
 def _membership(values: Tensor, top: int) -> Tensor:
-    """How far each of the values is among the `top` largest, in [0, 1], `top` in all."""
+    """How likely each of the values is among the `top` largest, in [0, 1], `top` in all."""
     least = values.topk(top).values[-1]
     above, tied = values > least, values == least
     return above + tied * ((top - above.sum()) / tied.sum())

@@ -122,11 +122,15 @@ def _load(cfg: DictConfig, data: ImageData, folder: Path) -> tuple[nn.Module, di
 def _at_configured_width(
     cfg: DictConfig, data: ImageData, net: nn.Module, described: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The network at `bits` alone; a width it was not trained at is measured on training images first."""
+    """The network at `bits` alone; a width it was not trained at is measured first, on always the same training images.
+
+    They are drawn, because stored images may be in the order of their classes.
+    """
     bits = str(Precision.parse(cfg.bits))
     accuracy = described["test_accuracies"].get(bits)
     if accuracy is None:
-        images = data.train.pixels(torch.arange(min(CALIBRATION_IMAGES, len(data.train))))
+        drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:CALIBRATION_IMAGES]
+        images = data.train.pixels(drawn)
         try:
             add_width(net, bits, settings.network_builder(cfg, data), images.split(EVALUATION_BATCH // 10))
         except ValueError as error:

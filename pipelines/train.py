@@ -21,7 +21,7 @@ from pipelines.progress import say
 from pipelines.results import Result
 from pipelines.tracking import Tracker, flatten
 from qnn.checkpoint import is_own, load_weights, read_description, save_network
-from qnn.data import ImageData
+from qnn.data import Batches, ImageData
 from qnn.defences import Defence
 from qnn.evaluation import evaluate
 from qnn.precision import Precision
@@ -50,7 +50,9 @@ def check_network(cfg: DictConfig) -> None:
     objective, recipe = settings.objective(cfg), settings.recipe(cfg)
     if isinstance(objective, Defence):
         try:
-            objective.check(net, recipe.epochs)
+            objective.check(
+                net, recipe.epochs, len(Batches(data.train, recipe.batch_size, steps=recipe.steps_per_epoch))
+            )
         except ValueError as error:
             raise InputError(f"defence={cfg.defence.name}: {error}") from None
     settings.device(cfg)

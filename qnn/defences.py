@@ -8,6 +8,7 @@ abstract, and TriQDef (arXiv 2508.12132).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -39,9 +40,10 @@ class Schedule:
 
     Attributes:
         widths: the active ones, as in ``("FP", "8", "2")``; none for a network of one width.
-        order: ``cycle`` (one per step, in turn), ``cycle_shuffled`` (in a fresh order each round), ``random``
-            (drawn for each step, as in DWQ), ``epoch`` (one per epoch, in turn), ``all`` in every step, or ``lowest``
-            (that one alone: the others are there to be attacked at).
+        order: ``cycle`` (one per step, in turn; each epoch begins one further than the one before it),
+            ``cycle_shuffled`` (in a fresh order each round), ``random`` (drawn for each step, as in DWQ), ``epoch``
+            (one per epoch, in turn), ``all`` in every step, or ``lowest`` (that one alone: the others are there to be
+            attacked at).
         enters: the share of the training after which a width becomes active; 0 for those not named.
     """
 
@@ -61,10 +63,18 @@ class Schedule:
     def _entry(self, width: str) -> float:
         return (self.enters or {}).get(width, 0.0)
 
-    def never_trained(self, epochs: int) -> tuple[str, ...]:
-        """The widths that have not entered by the last epoch."""
-        last = self.active(Step(max(0, epochs - 1), epochs, 0))
-        return tuple(width for width in self.widths if width not in last)
+    def never_trained(self, epochs: int, steps_per_epoch: int | None = None) -> tuple[str, ...]:
+        """The widths that have no turn in any step; for ``random`` and ``lowest``, those that never enter.
+
+        Args:
+            steps_per_epoch: None: at least as many as there are widths.
+        """
+        # an epoch in which each of the widths could have had a turn has no new ones later
+        counted = len(self.widths) if steps_per_epoch is None else min(steps_per_epoch, len(self.widths))
+        turns = self.active if self.order in ("random", "lowest") else self.trained
+        steps = (Step(epoch, epochs, number) for epoch in range(max(1, epochs)) for number in range(counted))
+        had = {width for step in steps for width in turns(step)}
+        return tuple(width for width in self.widths if width not in had)
 
     @property
     def ever_trained(self) -> tuple[str, ...]:
@@ -86,9 +96,9 @@ class Schedule:
             return (active[int(torch.randint(len(active), ()))],)
         if self.order == "epoch":
             return (active[step.epoch % len(active)],)
-        turn, place = divmod(step.number, len(active))
         if self.order == "cycle":
-            return (active[place],)
+            return (active[(step.epoch + step.number) % len(active)],)
+        turn, place = divmod(step.number, len(active))
         shuffle = torch.Generator().manual_seed(1_000_003 * step.epoch + turn)
         return (active[int(torch.randperm(len(active), generator=shuffle)[place])],)
 
@@ -151,12 +161,17 @@ class Defence(nn.Module):
         """The widths that are trained, and so are validated; none for a network of one width."""
         return self.schedule.ever_trained
 
-    def check(self, net: nn.Module, epochs: int) -> None:
-        """Raise ValueError if a network cannot be trained like this, or not at all its widths in so many epochs."""
+    def check(self, net: nn.Module, epochs: int, steps_per_epoch: int | None = None) -> None:
+        """Raise ValueError if a network cannot be trained like this, or not at all its widths in so many epochs.
+
+        Args:
+            steps_per_epoch: None: at least as many as there are widths.
+        """
         if lacking := sorted(set(self.schedule.widths) - set(widths_of(net))):
             raise ValueError(f"widths {', '.join(lacking)} are to be trained, but the network does not run at them")
-        if late := self.schedule.never_trained(epochs):
-            raise ValueError(f"{epochs} epochs are too few: widths {', '.join(late)} would never be trained")
+        if late := self.schedule.never_trained(epochs, steps_per_epoch):
+            length = f"{epochs} epochs" if steps_per_epoch is None else f"{epochs} epochs of {steps_per_epoch} steps"
+            raise ValueError(f"{length} are too few: widths {', '.join(late)} would never be trained")
         if self.gradient_noise is not None or any(isinstance(term, FeatureDisalignment) for term in self.regularizers):
             stage_ends(net)
 
@@ -223,8 +238,11 @@ class Defence(nn.Module):
             self.success[self.schedule.widths.index(width)].lerp_(rate, _NEWEST)
 
 
-def _bits(width: str) -> float:
-    return Precision.parse(width).activations or float("inf")
+def _bits(width: str) -> tuple[float, float]:
+    """What widths are ordered by: the lower of weights and activations, then the higher; FP is infinite."""
+    precision = Precision.parse(width)
+    low, high = sorted(math.inf if bits is None else bits for bits in (precision.weights, precision.activations))
+    return low, high
 
 
 def qadt_r(
@@ -245,7 +263,8 @@ def qadt_r(
             without quantisation.
         dbwt: train the widths in turn; off: train the lower of two alone.
         gir: ``inconsistency`` (a regulariser), ``noise`` (on the gradients of the training) or ``none``.
-        warm_up: the share of the training in which widths below 8 bits are not yet trained (with `dbwt`).
+        warm_up: the share of the training in which widths with weights or activations below 8 bits are not yet
+            trained (with `dbwt`); the highest width is.
         gir_sigma: None: 0.05 for the regulariser, 0.1 for the noise.
     """
     choices = {"inconsistency": 0.05, "noise": 0.1, "none": 0.0}
@@ -257,10 +276,11 @@ def qadt_r(
             "dbwt=false trains the lowest width alone, so the others would be left as they are: give it one width and"
             " FP, as defence=qadt_r_fixed does"
         )
+    names = [str(Precision.parse(width)) for width in widths]
     return Defence(
-        widths=widths,
+        widths=names,
         order="cycle_shuffled" if dbwt else "lowest",
-        enters={str(width): warm_up for width in widths if dbwt and _bits(str(width)) < 8},
+        enters={name: warm_up for name in names if dbwt and _bits(name)[0] < 8 and name != max(names, key=_bits)},
         adversary=adversary,
         attack_width="mixed" if a_qapa else "full",
         regularizers=(GradientInconsistency(gir_weight, sigma),) if gir == "inconsistency" else (),

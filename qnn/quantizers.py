@@ -16,8 +16,8 @@ from qnn.precision import Precision
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """The value of `hard` with the gradient of `soft`."""
-    return soft + (hard - soft).detach()
+    """Exactly the value of `hard`, with the gradient of `soft` alone; `soft` must be finite."""
+    return hard.detach() + (soft - soft.detach())
 
 
 class _RoundToLevels(torch.autograd.Function):

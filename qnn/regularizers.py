@@ -24,7 +24,7 @@ from qnn.switchable import set_width
 
 
 class Regularizer(Protocol):
-    """A term of the loss: its mean over images, to be multiplied by `weight`."""
+    """A term of the loss: its mean over images, to be multiplied by `weight`; 0 unless two widths are active."""
 
     name: str
     weight: float
@@ -78,8 +78,10 @@ class GradientDisalignment:
     def __call__(
         self, net: nn.Module, x_adv: Tensor, labels: Tensor, trained: Sequence[str], active: Sequence[str]
     ) -> Tensor:
+        if len(active) < 2:
+            return x_adv.new_zeros(())
         gradients = input_gradients(net, x_adv[: self.images], labels[: self.images], active)
-        return _mean_over_pairs([gradient_map(g) for g in gradients], self.similarity, x_adv)
+        return _mean_over_pairs([gradient_map(g) for g in gradients], self.similarity)
 
 
 class FeatureDisalignment:
@@ -99,10 +101,11 @@ class FeatureDisalignment:
     def __call__(
         self, net: nn.Module, x_adv: Tensor, labels: Tensor, trained: Sequence[str], active: Sequence[str]
     ) -> Tensor:
+        if len(active) < 2:
+            return x_adv.new_zeros(())
         by_width = [stage_features(net, x_adv[: self.images], width) for width in active]
         layers = [
-            _mean_over_pairs([feature_map(f) for f in layer], self.similarity, x_adv)
-            for layer in zip(*by_width, strict=True)
+            _mean_over_pairs([feature_map(f) for f in layer], self.similarity) for layer in zip(*by_width, strict=True)
         ]
         return torch.stack(layers).mean()
 
@@ -155,9 +158,8 @@ def stage_features(net: nn.Module, x: Tensor, width: str) -> list[Tensor]:
     return features
 
 
-def _mean_over_pairs(maps: Sequence[Tensor], similarity: Callable[[Tensor, Tensor], Tensor], like: Tensor) -> Tensor:
-    pairs = [similarity(a, b).mean() for a, b in itertools.combinations(maps, 2)]
-    return torch.stack(pairs).mean() if pairs else like.new_zeros(())
+def _mean_over_pairs(maps: Sequence[Tensor], similarity: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    return torch.stack([similarity(a, b).mean() for a, b in itertools.combinations(maps, 2)]).mean()
 
 
 @contextmanager

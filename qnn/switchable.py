@@ -55,7 +55,8 @@ def switchable(build: Callable[[str], nn.Module], widths: Sequence[str], *, norm
     places = {name: {place for place, _ in other.named_modules()} for name, other in nets.items()}
     if any(found != places[names[0]] for found in places.values()):
         raise ValueError(
-            f"the networks at {', '.join(names)} have different layers: use quantizer=uniform, or the same topology"
+            f"the networks at {', '.join(names)} have different layers: use quantizer=uniform or"
+            " model.net.topology=quantized; a network of your own must have the same ones at every width"
         )
     for place in sorted(places[names[0]]):
         alternatives = {name: other.get_submodule(place) for name, other in nets.items()}

@@ -79,7 +79,7 @@ def boundary(
     check_images(x, y, targets)
     kept = {at: x.clone() for at in sorted(set(snapshots))}
     x_adv = x.clone()
-    at_once = max(1, _PROPOSAL_VALUES // max(1, sample_size * x[:1].numel()))
+    at_once = max(1, _PROPOSAL_VALUES // max(1, int(sample_size) * x[:1].numel()))
     generators = per_image_generators(seed, len(x), x.device)
     drawn = 0
     with Evaluator(model, x) as network:

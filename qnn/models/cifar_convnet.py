@@ -34,8 +34,9 @@ class SamePool(nn.Module):
 class CifarConvNet(nn.Module):
     """3×3 convolutions in three stages, then 1536-512-10.
 
-    FP: convolution, batch norm, ReLU. Quantised: the first convolution has a bias and no batch norm;
-    every other one is followed by batch norm (ε 1e-4), the pool where there is one, clip and quantise,
+    FP: convolution, batch norm, ReLU, the pool where there is one; the activation quantiser is part of the last of
+    these, so that layers have the same names at every width. Quantised: the first convolution has a bias and no
+    batch norm; every other one is followed by batch norm (ε 1e-4), the pool where there is one, clip and quantise,
     with no ReLU; `fc0` gets batch norm, `fc1` a ReLU and no quantiser.
 
     Args:
@@ -75,7 +76,10 @@ def _features(stages: Sequence[Sequence[tuple[int, int]]], quantizer: Quantizer,
                 layers += [nn.BatchNorm2d(channels, eps=1e-4 if quantized else 1e-5)]
             layers += [] if quantized else [nn.ReLU()]
             layers += [SamePool()] if pools else []
-            layers += [_bounded(quantizer)] if quantized else _quantized(quantizer)
+            if quantized:
+                layers.append(_bounded(quantizer))
+            else:
+                layers[-1] = nn.Sequential(layers[-1], quantizer.activation())
             inputs = channels
     return layers
 
@@ -83,16 +87,10 @@ def _features(stages: Sequence[Sequence[tuple[int, int]]], quantizer: Quantizer,
 def _classifier(flat: int, classes: int, quantizer: Quantizer, quantized: bool) -> list[nn.Module]:
     fc0 = QuantLinear(flat, 1536, weight_quantizer=quantizer.weight())
     fc1 = QuantLinear(1536, 512, weight_quantizer=quantizer.weight())
-    middle: list[nn.Module] = (
-        [nn.BatchNorm1d(1536, eps=1e-4), _bounded(quantizer)] if quantized else [nn.ReLU(), *_quantized(quantizer)]
-    )
+    middle: list[nn.Module] = [nn.Sequential(nn.ReLU(), quantizer.activation())]
+    if quantized:
+        middle = [nn.BatchNorm1d(1536, eps=1e-4), _bounded(quantizer)]
     return [fc0, *middle, nn.Dropout(0.5), fc1, nn.ReLU(), nn.Linear(512, classes)]
-
-
-def _quantized(quantizer: Quantizer) -> list[nn.Module]:
-    """The activation quantiser, or nothing where there is nothing to quantise."""
-    activation = quantizer.activation()
-    return [] if isinstance(activation, nn.Identity) else [activation]
 
 
 def _bounded(quantizer: Quantizer) -> nn.Module:

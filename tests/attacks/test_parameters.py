@@ -3,6 +3,7 @@ import math
 import typing
 from typing import Literal
 
+import numpy as np
 import pytest
 
 import attacks.art
@@ -27,11 +28,11 @@ def cases(*groups: tuple[list[str], list[object]]) -> list[tuple[str, object]]:
 @pytest.mark.parametrize(
     ("name", "value"),
     cases(
-        (UNIT, [0, 0.3, 1]),
+        (UNIT, [0, 0.3, 1, np.float32(0.3), np.int64(1)]),
         (SHARES, [1e-3, 1]),
         (OPEN, [1e-3, 0.999]),
-        (COUNTS, [1, 5000]),
-        (COUNTS_OR_NONE, [0, 1, 20]),
+        (COUNTS, [1, 5000, np.int64(6), np.uint8(3)]),
+        (COUNTS_OR_NONE, [0, 1, 20, np.int32(0)]),
         (POSITIVE, [1e-9, 1e6]),
         (NOT_NEGATIVE, [0, 7]),
         (ANGLES, [0, 22.5, 180]),
@@ -47,12 +48,12 @@ def test_values_in_range(name: str, value: float):
         (UNIT, [-0.1, 1.5]),
         (SHARES, [0, 1.01, -0.5]),
         (OPEN, [0, 1]),
-        (COUNTS, [0, 2.5, -3]),
-        (COUNTS_OR_NONE, [-1, 0.5]),
+        (COUNTS, [0, 2.5, -3, 6.0, np.float64(6)]),
+        (COUNTS_OR_NONE, [-1, 0.5, 0.0]),
         (POSITIVE, [0, -1]),
         (NOT_NEGATIVE, [-1e-6]),
         (ANGLES, [-1, 181]),
-        (list(RANGES), [math.nan, math.inf, "x", "0.1", True]),
+        (list(RANGES), [math.nan, math.inf, "x", "0.1", True, np.True_]),
     ),
 )
 def test_values_out_of_range_are_named(name: str, value: object):

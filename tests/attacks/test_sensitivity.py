@@ -125,13 +125,26 @@ def test_a_known_overlap_of_the_top_tenth():
     assert compare_maps(a, b)["top_overlap"] == pytest.approx(2 / 3)
 
 
-def test_places_with_equal_rates_share_the_room():
+def test_a_map_of_one_value_has_no_top_to_agree_on():
     flat, peaked = torch.full((30,), 0.5), torch.zeros(30)
     peaked[:3] = torch.tensor([0.9, 0.8, 0.7])
-    found = compare_maps(flat, peaked)
-    assert math.isnan(found["spearman"])
-    assert found["top_overlap"] == pytest.approx(0.1)
-    assert compare_maps(flat, flat)["top_overlap"] == pytest.approx(1)
+    for pair in ((flat, peaked), (peaked, flat), (flat, flat), (flat * 0, flat * 0)):
+        assert all(math.isnan(value) for value in compare_maps(*pair).values())
+
+
+def test_unrelated_maps_with_equal_rates_agree_no_more_than_others():
+    generator = torch.Generator().manual_seed(0)
+    one, two = torch.zeros(40), torch.zeros(40)
+    one[:2], two[:10] = 1, 1
+    for a, b in ((one, two), (two, one), (two, two), (one, one)):
+        found = [compare_maps(a, b[torch.randperm(40, generator=generator)])["top_overlap"] for _ in range(4000)]
+        assert sum(found) / 4000 == pytest.approx(0.1, abs=0.005)
+
+
+def test_places_with_equal_rates_are_in_the_top_as_often_as_if_drawn():
+    a, b = torch.zeros(30), torch.zeros(30)
+    a[0], b[0] = 1, 1  # 2 of the other 29 are drawn in both maps
+    assert compare_maps(a, b)["top_overlap"] == pytest.approx((1 + 29 * (2 / 29) ** 2) / 3)
 
 
 def test_maps_of_different_shapes_are_refused():

@@ -57,7 +57,7 @@ def test_sensitivity_maps_each_widths_own_patch_and_noise(command, client):
     assert found["success_rate"].between(0, 1).all()
     agreement = table(client, run, sensitivity.AGREEMENT)
     assert len(agreement) == 6
-    assert agreement["top_overlap"].between(0, 1).all()
+    assert agreement["top_overlap"].dropna().between(0, 1).all()  # a map of one value agrees with none
 
 
 @pytest.mark.parametrize(

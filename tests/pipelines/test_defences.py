@@ -1,6 +1,7 @@
 """Defended networks from training to attack, on the bundled digits."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pipelines.errors import InputError
 from pipelines.fingerprints import fingerprint
 from qnn.checkpoint import load_weights, read_description
 from qnn.data import Batches, ImageData, Split
+from qnn.defences import Defence
 from qnn.evaluation import predict
 from qnn.recipes import CrossEntropy, Step
 from qnn.switchable import RandomWidth, at_width, widths_of
@@ -92,6 +94,8 @@ def test_a_single_width_is_a_network_of_one_width():
         (["defence=triqdef", "defence.widths=[FP,2]"], "not trained: 4, 5"),
         (["defence=triqdef"], "defence=triqdef: MnistConvNet does not say where its stages end"),
         (["defence=qadt_r", "training.epochs=1"], "widths 5, 4, 2 would never be trained"),
+        (["defence=qadt_r", "training.epochs=2", "training.batch_size=1000"], "of 2 steps are too few: widths"),
+        (["defence=dwq", "defence.objective.order=epoch", "training.epochs=4"], "widths 2 would never be trained"),
         (["defence=qadt_r", "defence.objective.dbwt=false"], "defence=qadt_r_fixed"),
     ],
 )
@@ -225,6 +229,29 @@ def test_inference_at_random_widths_is_one_cell_whatever_the_bits(attacked, shar
     assert at_random[0] == at_random[1]
 
 
+def test_an_untrained_width_is_measured_on_images_of_every_class(monkeypatch):
+    """Images in folders are read class by class."""
+    monkeypatch.setattr(networks, "CALIBRATION_IMAGES", 400)
+    cfg = composed_attack("data=digits", "model.net.width=4", "defence.widths=[FP,4]", "bits=3")
+    data = settings.load_data(cfg)
+    order = data.train.labels.argsort(stable=True)
+    data = replace(data, train=Split(data.train.images[order], data.train.labels[order]))
+    seen: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(networks, "add_width", lambda net, bits, build, images: seen.append(list(images)))
+    monkeypatch.setattr(networks, "at_width", lambda net, bits: net)
+    described = {"test_accuracies": {}, "fingerprint": "made up"}
+    for _ in range(2):
+        networks._at_configured_width(cfg, data, settings.build_network(cfg, data), described)
+    assert all(torch.equal(*pair) for pair in zip(*seen, strict=True))
+    assert sum(map(len, seen[0])) == 400
+    digits = {
+        image.numpy().tobytes(): int(label) for image, label in zip(data.train.pixels(), data.train.labels, strict=True)
+    }
+    for batch in seen[0]:
+        classes = [digits[image.numpy().tobytes()] for image in batch]
+        assert set(classes) == set(range(10))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -273,3 +300,69 @@ def undefended() -> float:
 def test_a_defence_defends(defence, undefended):
     patches = ("defence.objective.adversary.max_iter=5", "defence.objective.adversary.size=8")
     assert patched_success_rate(f"defence={defence}", "bits=4", *patches) < undefended - 0.1
+
+
+def gradients_of_a_step(*overrides: str, plain: bool = False) -> torch.Tensor:
+    """Of all weights of a small ResNet, in a step in which all widths have entered, for two steps of the patch.
+
+    Args:
+        plain: of the cross-entropy of the same images at the same widths.
+    """
+    quick = ("model.net.n=1", "defence.objective.adversary.max_iter=2")
+    cfg = composed("data=cifar10", "model=resnet20", "bits=2", *quick, *overrides)
+    objective = settings.objective(cfg)
+    if plain:
+        objective = Defence(widths=objective.schedule.widths, order=objective.schedule.order)
+    torch.manual_seed(0)
+    net = settings.build_network(cfg, digits_named_cifar10())
+    images, labels = torch.rand(16, 3, 32, 32), torch.arange(16) % 10
+    objective(net, images, labels, Step(9, 10, 0))["loss"].backward()
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()]
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a - b).norm() > 0.01 * b.norm())
+
+
+FIXED = "defence=qadt_r_fixed"
+NO_GIR = "defence.objective.gir=none"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("defence=pbat",),
+        ("defence=dwq",),
+        ("defence=dwq_patch",),
+        ("defence=triqdef",),
+        ("defence=qadt_r",),
+        (FIXED,),
+        (FIXED, NO_GIR),
+        (FIXED, "defence.objective.gir=noise"),
+        (FIXED, "defence.objective.a_qapa=false"),
+        (FIXED, NO_GIR, "defence.objective.a_qapa=false"),
+    ],
+    ids=" ".join,
+)
+def test_a_step_of_a_defence_is_not_one_of_cross_entropy(overrides):
+    defended = gradients_of_a_step(*overrides)
+    assert torch.equal(defended, gradients_of_a_step(*overrides))
+    assert differ(defended, gradients_of_a_step(*overrides, plain=True))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "switch"),
+    [
+        (("defence=dwq",), "defence.objective.share=0"),
+        (("defence=triqdef",), "+defence.objective.share=0"),
+        (("defence=triqdef",), "defence.objective.regularizers.0.weight=0"),
+        (("defence=triqdef",), "defence.objective.regularizers.1.weight=0"),
+        ((FIXED,), NO_GIR),
+        ((FIXED,), "defence.objective.gir=noise"),
+        ((FIXED, NO_GIR), "defence.objective.a_qapa=false"),  # GIR's noise is another after other draws of widths
+    ],
+    ids=str,
+)
+def test_each_part_of_a_defence_changes_its_steps(overrides, switch):
+    assert differ(gradients_of_a_step(*overrides), gradients_of_a_step(*overrides, switch))

@@ -65,6 +65,29 @@ def test_cycling_trains_every_width_equally_often():
     assert [schedule.trained(step)[0] for step in steps(8)] == [*WIDTHS, *WIDTHS]
 
 
+def test_cycling_goes_on_over_epochs_of_fewer_steps_than_widths():
+    schedule = Schedule(WIDTHS, "cycle")
+    for per_epoch in (1, 2, 3):
+        seen = [schedule.trained(step)[0] for epoch in range(4) for step in steps(per_epoch, epoch)]
+        assert all(seen.count(width) == per_epoch for width in WIDTHS)
+
+
+def test_widths_that_a_schedule_never_trains_are_known():
+    assert Schedule(WIDTHS, "epoch").never_trained(3) == ("2",)
+    assert Schedule(WIDTHS, "epoch", {"8": 0.5}).never_trained(4) == ("8",)
+    assert Schedule(WIDTHS, "epoch").never_trained(4) == ()
+    assert Schedule(WIDTHS, "cycle").never_trained(1) == ()
+    assert Schedule(WIDTHS, "cycle").never_trained(1, steps_per_epoch=3) == ("2",)
+    assert Schedule(WIDTHS, "cycle").never_trained(2, steps_per_epoch=3) == ()
+    assert Schedule(WIDTHS, "cycle_shuffled").never_trained(1, steps_per_epoch=2) == ("4", "2")
+    assert Schedule(WIDTHS, "lowest").never_trained(1) == ()
+    assert Schedule(WIDTHS, "lowest", {"2": 0.9}).never_trained(1) == ("2",)
+    assert Schedule(WIDTHS, "all").never_trained(1, steps_per_epoch=1) == ()
+    before = torch.get_rng_state()
+    assert Schedule(WIDTHS, "random").never_trained(1, steps_per_epoch=1) == ()
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_shuffled_cycling_has_every_width_once_in_each_round_in_changing_order():
     schedule = Schedule(WIDTHS, "cycle_shuffled")
     seen = [schedule.trained(step)[0] for step in steps(40)]
@@ -88,6 +111,29 @@ def test_the_other_orders():
     assert Schedule(WIDTHS, "lowest").trained(START) == ("2",)
     assert [Schedule(WIDTHS, "epoch").trained(Step(e, 10, 5))[0] for e in range(5)] == [*WIDTHS, "FP"]
     assert Schedule().trained(START) == ()
+
+
+@pytest.mark.parametrize(
+    ("widths", "lowest", "highest"),
+    [(("FP", "w4aFP"), "w4aFP", "FP"), (("w8a2", "4", "FP"), "w8a2", "FP"), (("w4aFP", "4", "w2a8"), "w2a8", "w4aFP")],
+)
+def test_widths_are_ordered_by_weights_and_activations(widths, lowest, highest):
+    for given in (widths, widths[::-1]):
+        assert Schedule(given, "lowest").trained(START) == Schedule(given, "lowest").ever_trained == (lowest,)
+        defence = Defence(widths=given, attack_width="full")
+        assert defence._draw((lowest,), given) == highest
+
+
+def test_low_weights_warm_up_as_low_activations_do():
+    widths = ("FP", "8", "w2aFP", "w2a8", "w8a2", "w8aFP")
+    assert qadt_r(widths=widths, adversary=None, gir="none").schedule.active(START) == ("FP", "8", "w8aFP")
+
+
+@pytest.mark.parametrize("widths", [(4, 2), ("2", "4"), ("w4a4", "4", 2), ("4", "w4aFP", "2")])
+def test_without_a_width_of_8_bits_the_highest_needs_no_warm_up(widths):
+    schedule = qadt_r(widths=widths, adversary=None, gir="none", warm_up=0.3).schedule
+    assert schedule.active(START) == (("w4aFP",) if "w4aFP" in widths else ("4",))
+    assert set(schedule.active(Step(3, 10, 0))) == set(schedule.widths)
 
 
 def test_widths_enter_at_their_share_of_the_training():
@@ -201,6 +247,18 @@ def test_gradient_inconsistency_is_one_for_equal_networks_and_none_for_one_width
     set_width(same, "FP")
     torch.testing.assert_close(regularizer(same, images, labels, ("FP",), WIDTHS), torch.tensor(1.0))
     assert regularizer(net, images, labels, ("FP",), ("FP",)) == 0
+
+
+@pytest.mark.parametrize("regularizer", [GradientInconsistency(), GradientDisalignment(), FeatureDisalignment()])
+def test_a_width_has_nothing_to_be_kept_apart_from_when_it_is_alone(net, regularizer):
+    passes = []
+    net.register_forward_hook(lambda *_: passes.append(1))
+    assert regularizer(net, *batch(), ("FP",), ("FP",)) == 0
+    assert not passes
+    alone = ResNet(Uniform("4"), n=1)
+    figures = Defence(widths=["4"], adversary=Recorder(net), regularizers=[regularizer])(alone, *batch(), START)
+    assert figures[regularizer.name] == 0
+    figures["loss"].backward()
 
 
 @pytest.mark.parametrize("disalignment", [GradientDisalignment, FeatureDisalignment])
@@ -337,6 +395,8 @@ def test_a_network_that_cannot_be_trained_like_this_is_refused_before_it_is(net)
     with pytest.raises(ValueError, match="1 epochs are too few: widths 2 would never be trained"):
         late.check(net, epochs=1)
     late.check(net, epochs=2)
+    with pytest.raises(ValueError, match="1 epochs of 3 steps are too few: widths 2 would never be trained"):
+        Defence(widths=WIDTHS, order="cycle").check(net, epochs=1, steps_per_epoch=3)
     for demanding in (
         Defence(gradient_noise=GradientNoise(0.1)),
         Defence(adversary=Recorder(net), regularizers=[FeatureDisalignment(0.5)]),

@@ -6,6 +6,8 @@ from torch.nn import functional as F
 from qnn.layers import QuantConv2d, QuantLinear
 from qnn.models import VGG, CifarConvNet, ImageNetResNet, LeNet5, MnistConvNet, ResNet
 from qnn.quantizers import ClipOnly, DoReFa, Quantizer
+from qnn.switchable import switchable, widths_of
+from qnn.uniform import Uniform
 
 SETTINGS: dict[str, tuple[type[nn.Module], dict]] = {
     "mnist_a": (MnistConvNet, {"width": 16}),
@@ -225,6 +227,21 @@ def test_one_bit_cifar_convnet_feeds_bits_to_its_quantized_layers():
     assert all(is_binary(values) for values in inputs_of(net, hidden))
     assert set(inputs_of(net, [fc1])[0].unique().tolist()) <= {0, 2}, "dropout scales what it keeps by 2"
     assert not is_binary(inputs_of(net, [last])[0])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_network_can_have_several_widths(name: str):
+    with torch.device("meta"):
+        net = switchable(lambda width: build(name, Uniform(width)), ("FP", "w4aFP", "4", "2"))
+    assert widths_of(net) == ("FP", "w4aFP", "4", "2")
+
+
+def test_full_precision_cifar_convnets_of_before_there_were_several_widths_load():
+    kept = {key.rpartition(".")[0] for key in build("cifar_a", DoReFa("FP")).state_dict()}
+    assert kept == {
+        *(f"features.{place}" for place in (0, 1, 3, 4, 7, 8, 10, 11, 14, 15, 17, 18)),
+        *(f"classifier.{place}" for place in (0, 3, 5)),
+    }
 
 
 class Halving:

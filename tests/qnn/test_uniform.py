@@ -56,6 +56,12 @@ def test_weight_gradients_pass_straight_through(bits: int):
     assert torch.equal(w.grad.flatten(), torch.arange(w.numel()).float())
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_channel_has_no_values_but_its_levels(bits: int):
+    w = torch.randn(16, 32, 3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert max(len(channel.unique()) for channel in UniformWeight(bits)(w)) <= 2**bits - 1
+
+
 def test_a_channel_of_zeros_stays_zero():
     assert torch.equal(UniformWeight(2)(torch.zeros(2, 3)), torch.zeros(2, 3))
 

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -140,6 +141,7 @@ def bad_images() -> dict[str, tuple[Tensor, Tensor, str]]:
         "float classes": (x, y.float(), "y must be int64"),
         "too few classes": (x, y[:3], r"y must be int64 classes of shape \(4,\)"),
         "one-hot": (x, torch.eye(4, dtype=torch.int64), "y must be int64"),
+        "negative": (x, y - 1, "y must be classes from 0 up, not -1"),
     }
 
 
@@ -152,11 +154,28 @@ def test_images_that_are_none_are_refused_before_the_network_is_asked(attack, x,
     assert model.calls == 0
 
 
+@pytest.mark.parametrize("name", ["cw", "cw adam", "boundary", "pgd", "square", "uap"])
+def test_counts_may_be_numpys(images, name: str):
+    counts = {"max_iter": np.int64(2), **({"sample_size": np.int64(20)} if name == "boundary" else {})}
+    plain, numpys = (NATIVE[name](Watched(), *images, **more) for more in ({"max_iter": 2}, counts))
+    assert torch.equal(plain.x_adv, numpys.x_adv)
+
+
 @pytest.mark.parametrize("name", ["fgsm", "jsma", "cw", "cw adam", "boundary", "pgd", "square"])
 @pytest.mark.parametrize("targets", [torch.zeros(5), torch.zeros(4, dtype=torch.int64)], ids=["float", "too few"])
 def test_targets_that_are_none_are_refused(images, name: str, targets: Tensor):
     with pytest.raises(ValueError, match=r"targets must be int64 classes of shape \(5,\)"):
         NATIVE[name](Watched(), *images, targets=targets)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "jsma", "jsma pairwise", "cw", "cw adam", "pgd", "pgd, random", "square"])
+def test_classes_that_the_network_does_not_have_are_refused(images, name: str):
+    x, y = images
+    with pytest.raises(ValueError, match="class 3 is none of the network's, which are 0 to 2"):
+        NATIVE[name](Watched(), x, y, targets=torch.full_like(y, 3))
+    if not name.startswith("jsma"):  # which leaves images alone that are no longer of their class
+        with pytest.raises(ValueError, match="class 4 is none of the network's, which are 0 to 2"):
+            NATIVE[name](Watched(), x, torch.full_like(y, 4))
 
 
 OUT_OF_RANGE = [

@@ -312,6 +312,17 @@ def test_images_to_craft_on_are_checked(name: str):
             UNIVERSAL[name](Network(), x, y, craft_on=craft_on)
 
 
+@pytest.mark.parametrize("name", ASKING)
+def test_classes_that_the_network_does_not_have_are_refused(name: str):
+    x, y = some()
+    with pytest.raises(ValueError, match=r"class 99 is none of the network's"):
+        ASKING[name](Network(), x, torch.full_like(y, 99))
+    with pytest.raises(ValueError, match=r"class 99 is none of the network's"):
+        ASKING[name](Network(), x, y, targets=torch.full_like(y, 99))
+    with pytest.raises(ValueError, match=r"targets must be classes from 0 up, not -1"):
+        ASKING[name](Network(), x, y, targets=torch.full_like(y, -1))
+
+
 @every_attack
 def test_images_that_are_none_are_refused(attack):
     x, y = some()

@@ -1,6 +1,7 @@
 """Where patches may lie, how they are laid, and how gradients come back to them."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -106,14 +107,22 @@ def test_a_patch_without_a_place_is_refused(size: int, placement: str, message: 
         placed(images(), size, placement, row=8)
 
 
-@pytest.mark.parametrize("placement", ["random", "corners"])
-def test_the_largest_size_named_has_a_place(placement: str):
-    for side in (12, 28, 31, 32, 50):
-        x = torch.zeros(1, 1, side, side)
-        with pytest.raises(ValueError, match="leaves no place") as refused:
-            placed(x, side - 1, placement)
-        largest = int(str(refused.value).split("at most ")[1].split(",")[0])
-        assert len(placed(x, largest, placement).places)
+@pytest.mark.parametrize("placement", ["random", "corners", "anywhere"])
+@pytest.mark.parametrize("shape", [(12, 12), (28, 28), (31, 31), (50, 50), (8, 32), (32, 8), (20, 31), (31, 20)])
+def test_the_largest_size_named_is_the_largest_that_has_a_place(placement: str, shape: tuple[int, int]):
+    x = torch.zeros(1, 1, *shape)
+
+    def refused(size: int) -> str:
+        try:
+            return "" if len(placed(x, size, placement).places) else "no place"
+        except ValueError as error:
+            return str(error)
+
+    messages = [refused(size) for size in range(1, max(shape) + 2)]
+    largest = messages.count("")
+    assert not any(messages[:largest])
+    named = {re.search(r"at most (\d+)", message).group(1) for message in messages[largest:]}
+    assert named == {str(largest)}
 
 
 @pytest.mark.parametrize("opacity", [1.0, 0.3])
