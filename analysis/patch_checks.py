@@ -111,7 +111,7 @@ def checks(family: Patches) -> dict[tuple[str, str], Checks]:
             "transfer": _most_harmful(sources, own.get("patch"), than_source=True),
             "noise": _check(own, "noise", "patch"),
             "transferred noise": _most_harmful(sources, own.get("noise"), than_source=False),
-            "size": _series(sizes.get(key, attacks.iloc[:0]), "size", "{0}×{0}"),
+            "size": _series(sizes.get(key, attacks.iloc[:0]), "size", "{0}×{0}", patches=2),
             "steps": _series(_most_crossed(budget, "num_random_init"), "max_iter", "{0}"),
             "attempts": _series(_most_crossed(budget, "max_iter"), "num_random_init", "{0}"),
             "gradient-free": _check(own, "squares", "located"),
@@ -123,11 +123,11 @@ def checks(family: Patches) -> dict[tuple[str, str], Checks]:
     return found
 
 
-def _compared(*of: pd.DataFrame, labels: Sequence[str] = ()) -> Check:
-    """The rates of runs that share training and attack seeds."""
+def _compared(*of: pd.DataFrame, labels: Sequence[str] = (), least: int = 1) -> Check:
+    """The rates of runs that share training and attack seeds, where these are `least` or more."""
     seeds = [set(zip(rows["training_seed"], rows["seed"], strict=True)) for rows in of]
     shared = set.intersection(*seeds) if seeds else set()
-    if not shared:
+    if len(shared) < least:
         return Check()
     kept = [[seed in shared for seed in zip(rows["training_seed"], rows["seed"], strict=True)] for rows in of]
     return Check([_rate(rows[keep]) for rows, keep in zip(of, kept, strict=True)], labels)
@@ -141,10 +141,15 @@ def _check(own: dict[str, pd.DataFrame], less: str, more: str) -> Check:
     return _compared(own[less], own[more]) if less in own and more in own else Check()
 
 
-def _series(rows: pd.DataFrame, axis: str, form: str) -> Check:
-    """Of runs that differ in one setting, from its lowest value to the highest."""
+def _series(rows: pd.DataFrame, axis: str, form: str, *, patches: int = 1) -> Check:
+    """Of runs that differ in one setting, from its lowest value to the highest.
+
+    Args:
+        patches: how many there must be of each value. Patches of another size are made anew, and what a single one
+            for all images breaks differs from seed to seed.
+    """
     values = dict(tuple(rows.groupby(axis)))
-    return _compared(*values.values(), labels=[form.format(value) for value in values])
+    return _compared(*values.values(), labels=[form.format(value) for value in values], least=patches)
 
 
 def _sources(moved: pd.DataFrame, defence: str, bits: str) -> list[pd.DataFrame]:

@@ -349,8 +349,9 @@ def reality(patches: Patches) -> PaperTable:
         f" at {SIZE}×{SIZE} pixels but under ‘{RULES['size']}’. White-box: one LAVAN patch for all images; made on"
         " all widths: the same on the mean of the network's widths; best transfer: the same from the most harmful"
         " other width; steps and attempts: a LAVAN patch for each image; located patch (follows gradients) and squares"
-        " (does not): one for each image, too. A comparison is of runs that share training and attack seeds; that of"
-        " single patches for all images has in its interval the images, and not what one patch differs from the next."
+        " (does not): one for each image, too. A comparison is of runs that share training and attack seeds; with a"
+        " single patch for all images its interval tells of the images, and not how far patches differ. Sizes are"
+        " compared where there are two patches of each and more."
         " The strongest is the highest rate of all of these, told where located patch and squares were both run.",
         title="Is the defence real?",
     )

@@ -147,20 +147,26 @@ class RandomWidth(nn.Module):
 
 
 def nearest_higher(widths: Sequence[str], width: str) -> str:
-    """The lowest of `widths` that is not below `width`, by their activations.
+    """The lowest of `widths` that is below `width` neither in weights nor in activations.
+
+    >>> nearest_higher(["w4aFP", "8", "FP"], "6"), nearest_higher(["w2a8", "8", "FP"], "4")
+    ('8', '8')
 
     Raises:
         ValueError: there is none.
     """
-    higher = [other for other in widths if _activation_bits(other) >= _activation_bits(width)]
+    wanted = _bits(width)
+    higher = [other for other in widths if all(has >= least for has, least in zip(_bits(other), wanted, strict=True))]
     if not higher:
         raise ValueError(f"no trained width is above {width}: the network has {', '.join(widths)}")
-    return min(higher, key=_activation_bits)
+    return min(higher, key=lambda other: sorted(_bits(other)))
 
 
-def _activation_bits(width: str) -> float:
-    bits = Precision.parse(width).activations
-    return float("inf") if bits is None else bits
+def _bits(width: str) -> tuple[float, float]:
+    """Of weights and activations; FP is infinite."""
+    precision = Precision.parse(width)
+    weights, activations = (math.inf if b is None else b for b in (precision.weights, precision.activations))
+    return weights, activations
 
 
 @torch.no_grad()

@@ -415,8 +415,8 @@ def test_transfer_to_another_model_is_a_matrix_of_its_own():
 
 REAL = {"patch_random": 0.05, "patch_lavan": 0.5, "patch_located": 0.7, "patch_squares": 0.4, "patch_google": 0.4}
 EVERYTHING = (
-    "experiment=patch_attacks bits=2 seed=0 defence=qadt_r",
-    "experiment=patch_unseen bits=2 seed=0 defence=qadt_r attack.placement=corners",
+    "experiment=patch_attacks bits=2 seed=0,1 defence=qadt_r",
+    "experiment=patch_unseen bits=2 seed=0,1 defence=qadt_r attack.placement=corners",
     "experiment=patch_surrogate bits=2 seed=0 defence=qadt_r",
     "experiment=patch_strength bits=2 defence=qadt_r",
 )
@@ -492,6 +492,14 @@ def test_rules_without_runs_are_not_counted():
     found = checks(read(study(attack)).of(FAMILY))["none", "2"]
     assert (found.tested, found.verdict) == (1, "too little tested (1 of 9 rules)")
     assert found.strongest is None
+
+
+def test_sizes_are_not_judged_by_a_single_patch_of_each():
+    made = "experiment=patch_unseen bits=2 defence=qadt_r attack.placement=corners"
+    for seeds, told in (("0", False), ("0,1", True)):
+        attack = attacks(f"{made} seed={seeds}", success=lambda row: 4 / int(row["params.attack.size"]))
+        rule = checks(read(study(attack)).of(FAMILY))["qadt_r", "2"].by_rule["size"]
+        assert (rule.tested, rule.broken) == (told, told)
 
 
 def test_rules_compare_runs_of_the_same_training_and_attack_seeds():
