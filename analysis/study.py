@@ -113,7 +113,7 @@ def merged(old: Study, new: Study) -> Study:
 
 
 def without(study: Study, networks: Collection[str]) -> Study:
-    """A study without the trainings of these fingerprints and without all runs of their networks, as target too."""
+    """A study without the runs of these fingerprints; of trainings without all runs of their networks, as target too."""
 
     def of_them(named: pd.Series) -> pd.Series:
         return named.fillna("").map(lambda text: any(name.partition("@")[0] in networks for name in text.split()))
@@ -264,7 +264,8 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="FINGERPRINT",
-        help="drop this training and all runs of its network, because another has taken its place (may be repeated)",
+        help="drop this run, and of a training all runs of its network, because another has taken its place"
+        " (may be repeated)",
     )
     chosen = parser.parse_args(arguments)
     try:
