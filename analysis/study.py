@@ -113,7 +113,7 @@ def merged(old: Study, new: Study) -> Study:
 
 
 def without(study: Study, networks: Collection[str]) -> Study:
-    """A study without the runs of these fingerprints; of trainings without all runs of their networks, as target too."""
+    """A study without the runs of these fingerprints, and without those of their networks, as target too."""
 
     def of_them(named: pd.Series) -> pd.Series:
         return named.fillna("").map(lambda text: any(name.partition("@")[0] in networks for name in text.split()))
