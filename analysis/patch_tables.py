@@ -132,7 +132,7 @@ def clean(patches: Patches) -> PaperTable:
         for (defence, bits), seeds in part.clean.groupby(["defence", "bits"])["clean_accuracy"]:
             columns.setdefault(str(defence), {})[str(bits)] = _with_spread(100 * seeds.mean(), 100 * seeds.std(), 2)
         frame = _by_defence(columns)
-        if len(frame) and family[0] == "cifar10":
+        if len(frame) and family[0] == "cifar10" and family[1].startswith("resnet"):
             frame = frame.join(_published("clean_accuracy", scale=100, digits=1)).fillna(_NONE)
         _add(table, _title(family), frame)
     return table
