@@ -23,6 +23,8 @@ from analysis import published
 from analysis.cells import ATTACKS, STUDY_BITS
 from analysis.grid import MODELS
 from analysis.patches import ATTACKS as PATCH_ATTACKS
+from analysis.patches import ENDS
+from analysis.patches import WIDTHS as TRAINED_WIDTHS
 from analysis.quantities import AbsentError, Ours, Paper, Source
 from analysis.statistics import Estimate, average, constant, difference
 from analysis.study import load
@@ -530,7 +532,7 @@ PATCH_CLAIMS: tuple[Claim, ...] = (
                 "finetuned-pbat-fails-on-unseen",
                 "pbat_finetuned",
                 "PBAT at full precision, then quantised and fine-tuned,",
-                ("8", "5", "4", "2"),
+                TRAINED_WIDTHS[1:],
             ),
         )
     ),
@@ -592,13 +594,13 @@ PATCH_CLAIMS: tuple[Claim, ...] = (
                 "qadt-r-keeps-clean-accuracy",
                 "none",
                 "an undefended network of the same widths",
-                ("FP", "8", "5", "4", "2"),
+                TRAINED_WIDTHS,
             ),
             (
                 "qadt-r-keeps-accuracy-of-one-width",
                 "none, one width",
                 "undefended networks of one width each",
-                ("FP", "2"),
+                ENDS,
             ),
         )
     ),

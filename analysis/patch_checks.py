@@ -125,12 +125,12 @@ def checks(family: Patches) -> dict[tuple[str, str], Checks]:
 
 def _compared(*of: pd.DataFrame, labels: Sequence[str] = (), least: int = 1) -> Check:
     """The rates of runs that share training and attack seeds, where these are `least` or more."""
-    seeds = [set(zip(rows["training_seed"], rows["seed"], strict=True)) for rows in of]
-    shared = set.intersection(*seeds) if seeds else set()
+    seeds = [[*zip(rows["training_seed"], rows["seed"], strict=True)] for rows in of]
+    shared = set.intersection(*map(set, seeds)) if seeds else set()
     if len(shared) < least:
         return Check()
-    kept = [[seed in shared for seed in zip(rows["training_seed"], rows["seed"], strict=True)] for rows in of]
-    return Check([_rate(rows[keep]) for rows, keep in zip(of, kept, strict=True)], labels)
+    kept = (rows[[seed in shared for seed in own]] for rows, own in zip(of, seeds, strict=True))
+    return Check([*map(_rate, kept)], labels)
 
 
 def _rate(rows: pd.DataFrame) -> Rate:

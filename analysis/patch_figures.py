@@ -23,6 +23,7 @@ from analysis.patch_tables import MEASURES
 from analysis.patches import (
     ATTACKS,
     DEFENCES,
+    ENDS,
     SIZE,
     WIDTHS,
     Patches,
@@ -41,7 +42,6 @@ _COLOURS = dict(
 _SHIFT, _SPREAD = 0.05, 0.34  # so that intervals do not hide each other: between lines, of all, in widths
 _PICTURED = ("patch_lavan", "patch_google")
 _SHOWN = 6
-_ENDS = (WIDTHS[0], WIDTHS[-1])
 _KINDS = {"measured": "o", "shuffled": "_", "noise": "x"}
 
 
@@ -80,7 +80,7 @@ def _pictures(part: Patches, pictures: Mapping[str, np.ndarray], name: str, abou
         rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for defence in in_order(runs["defence"]):
             mine = runs[runs["defence"] == defence].set_index("bits")["fingerprint"]
-            for bits in [bits for bits in _ENDS if bits in mine.index]:
+            for bits in [bits for bits in ENDS if bits in mine.index]:
                 patch, images = (pictures.get(f"{mine[bits]}.{kind}") for kind in ("patch", "first"))
                 if patch is not None and images is not None:
                     rows[f"{title_of(defence)}, {bits_title(bits)}"] = patch, images[:_SHOWN]
@@ -88,7 +88,7 @@ def _pictures(part: Patches, pictures: Mapping[str, np.ndarray], name: str, abou
             yield (
                 f"patch-pictures-{name}-{attack.removeprefix('patch_')}",
                 f"{about}: {ATTACKS[attack]}, one of {SIZE}×{SIZE} pixels for all images of a network and width (left,"
-                f" enlarged), and images that carry it; attack seed 0. Of the widths {' and '.join(_ENDS)} bits are"
+                f" enlarged), and images that carry it; attack seed 0. Of the widths {' and '.join(ENDS)} bits are"
                 " shown. The images are the first that the row's network gets right without the patch, so that rows"
                 " differ in some of them.",
                 _patched_images(rows),

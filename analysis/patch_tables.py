@@ -13,6 +13,7 @@ from analysis.patch_checks import RULES, Check, checks
 from analysis.patch_maps import KINDS, Maps, maps_of
 from analysis.patches import (
     ATTACKS,
+    ENDS,
     FAMILY,
     PARTS,
     PLACEMENTS,
@@ -40,7 +41,6 @@ MEASURES = {
 }
 _NONE = "–"
 _CLEAN = "clean, %"
-_ENDS = (WIDTHS[0], WIDTHS[-1])
 _THEIRS = "in TriQDef's paper"
 _AS_PUBLISHED = {"patch_lavan": "patch_lavan", "patch_google": "patch_google", "patch_squares": "patchattack"}
 _PUBLISHED_TITLES = {"none": "QAT", "pbat": "PBAT", "dwq": "DWQ", "triqdef": "TriQDef"}
@@ -99,7 +99,7 @@ def headline(patches: Patches) -> PaperTable:
         columns = {f"{ATTACKS['patch_lavan']} {size}×{size}": runs for size, runs in sizes}
         columns |= {ATTACKS[attack]: runs[runs["size"] == SIZE] for attack, runs in known.items()}
         judged = checks(part)
-        for bits in _ENDS:
+        for bits in ENDS:
             accuracies = part.clean[part.clean["bits"] == bits].groupby("defence")["clean_accuracy"].mean()
             cells = {"test accuracy": {of: f"{100 * accuracy:.2f} %" for of, accuracy in accuracies.items()}}
             for name, runs in columns.items():
@@ -435,9 +435,9 @@ def sensitivity(patches: Patches) -> PaperTable:
 def _mapped(maps: Maps) -> dict[str, dict[tuple[str, str], str]]:
     """Measure -> (width or pair of widths, patch or noise) -> text."""
     means = {(bits, kind): f"{maps.places(bits, kind).to_numpy().mean():.3f}" for bits in maps.widths for kind in KINDS}
-    found = {"mean success rate": means}
+    found, agreements = {"mean success rate": means}, maps.agreements()
     for measure, name in (("rank correlation", "spearman"), ("overlap of the weakest tenth", "top_overlap")):
-        agreed = maps.agreements()[name].dropna()
+        agreed = agreements[name].dropna()
         if len(agreed):
             found[measure] = dict(zip(agreed.index, (f"{value:.2f}" for value in agreed), strict=True))
     return found

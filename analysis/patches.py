@@ -34,6 +34,7 @@ ATTACKS = {
     "patch_random": "random noise",
 }
 WIDTHS = ("FP", "8", "5", "4", "2")
+ENDS = (WIDTHS[0], WIDTHS[-1])
 SIZE = 6  # of the patches in the trainings, in pixels
 PLACEMENTS = ("corners", "random")  # those of the trainings: clear of the centre
 ITSELF = "itself"

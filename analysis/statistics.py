@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm, rankdata, t
+from scipy.stats import norm, rankdata, sem, t
 
 DRAWS = 2000
 LEVEL = 0.95
@@ -153,8 +153,7 @@ def mean_difference(pairs: Sequence[float]) -> tuple[float, float, float]:
     >>> [round(value, 3) for value in mean_difference([1.0, 2.0, 3.0])]
     [2.0, -0.484, 4.484]
     """
-    mean, half = float(np.mean(pairs)), float(t.ppf((1 + LEVEL) / 2, len(pairs) - 1) * np.std(pairs, ddof=1))
-    half /= len(pairs) ** 0.5
+    mean, half = float(np.mean(pairs)), float(t.ppf((1 + LEVEL) / 2, len(pairs) - 1) * sem(pairs))
     return mean, mean - half, mean + half
 
 

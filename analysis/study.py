@@ -112,13 +112,13 @@ def merged(old: Study, new: Study) -> Study:
     return Study(**tables, pictures=kept | new.pictures)
 
 
-def without(study: Study, networks: Collection[str]) -> Study:
+def without(study: Study, fingerprints: Collection[str]) -> Study:
     """A study without the runs of these fingerprints, and without those of their networks, as target too."""
 
     def of_them(named: pd.Series) -> pd.Series:
-        return named.fillna("").map(lambda text: any(name.partition("@")[0] in networks for name in text.split()))
+        return named.fillna("").map(lambda text: any(name.partition("@")[0] in fingerprints for name in text.split()))
 
-    gone = set(networks)
+    gone = set(fingerprints)
     for kind in KINDS:
         runs = getattr(study, kind)
         if "params.network" in runs:

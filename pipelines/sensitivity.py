@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from attacks.sensitivity import compare_maps, sensitivity_map
-from pipelines import attack, networks, settings, train, victims
+from pipelines import attack, networks, settings, train
 from pipelines.cells import Done, leaf, process
 from pipelines.errors import InputError
 from pipelines.evaluate import read_examples
@@ -37,7 +37,7 @@ def check(cfg: DictConfig) -> None:
     for one in _attacks(cfg).values():
         attack.check(one)
     makes_one = cfg.attack.get("universal", "craft" in cfg.attack)
-    if not (cfg.attack.name.startswith("patch_") and makes_one) or victims.draws(cfg):
+    if not (cfg.attack.name.startswith("patch_") and makes_one) or settings.draws(cfg):
         raise InputError(
             f"attack={cfg.attack.name} makes no one patch for all images on a width of its own:"
             " use patch_lavan, patch_google, or another with attack.universal=true, and inference=fixed"

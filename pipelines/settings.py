@@ -231,7 +231,12 @@ def attack_parameters(cfg: DictConfig) -> dict[str, Any]:
 
 def judged_elsewhere(cfg: DictConfig) -> bool:
     """Whether the network that an attack is made on tells no more than how it will go on the one that counts."""
-    return cfg.surrogate is not None or bool(cfg.inference == "random")
+    return cfg.surrogate is not None or draws(cfg)
+
+
+def draws(cfg: DictConfig) -> bool:
+    """Whether the width is drawn for each image."""
+    return bool(cfg.inference == "random")
 
 
 def backend(cfg: DictConfig) -> str:

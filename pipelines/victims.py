@@ -52,25 +52,20 @@ def check(cfg: DictConfig) -> None:
         raise InputError(f"surrogate={cfg.surrogate} is not there: it needs {has}")
     if cfg.inference not in ("fixed", "random"):
         raise InputError(f"inference={cfg.inference} is unknown: use fixed or random")
-    if draws(cfg) and not widths:
+    if settings.draws(cfg) and not widths:
         raise InputError(
             "inference=random draws a width for each image: it needs a network of several (defence.widths)"
         )
 
 
-def draws(cfg: DictConfig) -> bool:
-    """Whether the width is drawn for each image."""
-    return bool(cfg.inference == "random")
-
-
 def name(cfg: DictConfig) -> str:
-    return f"{train.trained_name(cfg)}, widths drawn" if draws(cfg) else train.network_name(cfg)
+    return f"{train.trained_name(cfg)}, widths drawn" if settings.draws(cfg) else train.network_name(cfg)
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
     """Which network it is, without training it."""
     data = settings.load_data(cfg)
-    if draws(cfg):
+    if settings.draws(cfg):
         return {"network": networks.trained_fingerprint(cfg, data), "inference": "random"}
     return {"network": networks.network_fingerprint(cfg, data)}
 
@@ -79,7 +74,7 @@ def obtain(cfg: DictConfig, data: ImageData, tracker: Tracker, parent: str | Non
     """The victim of a config on a device; its network is trained first if need be."""
     network = networks.obtain(cfg, data, tracker, parent)
     described = network.description
-    if draws(cfg):
+    if settings.draws(cfg):
         net: nn.Module = RandomWidth(_frozen(cfg, network, settings.trained_widths(cfg), on), seed=cfg.seed)
         params = {"network": described["fingerprint"].partition("@")[0], "inference": "random", "bits": "random"}
         metrics = {"clean_accuracy": fmean(described["test_accuracies"].values())}
